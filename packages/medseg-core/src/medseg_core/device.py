@@ -1,0 +1,51 @@
+"""Which device computes, in which precision, and how much memory that took."""
+
+import resource
+import sys
+from contextlib import AbstractContextManager
+
+import torch
+
+from medseg_core.errors import MedsegError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise MedsegError(f"device {name!r} is not to be had ({str(error).splitlines()[0]}); use auto or cpu") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where the hardware multiplies it, fp16 on older GPUs, else fp32.
+
+    It asks for the capability rather than a stopwatch: equal runs must choose equally.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise MedsegError("precision fp16 needs a GPU; use bf16 or fp32 on a CPU")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return "bf16" if device.type == "cpu" and fast() else "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """The context in which a network computes in this precision."""
+    return torch.autocast(device.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory held so far: the GPU's, or the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -1,0 +1,74 @@
+import json
+from pathlib import Path
+
+import pytest
+from medseg_core.errors import MedsegError
+from medseg_core.options import App, Json, Out, Resume, flags, tell
+from medseg_core.settings import TrainConfig
+from typer.testing import CliRunner
+
+app = App("medseg-core", "A command to test with.")
+seen = {}
+
+
+@app.command()
+@flags(TrainConfig)
+def train(data: Path, config: TrainConfig, out: Out, resume: Resume = "") -> None:
+    """Learn from DATA."""
+    seen.update(data=data, config=config, out=out, resume=resume)
+
+
+@app.command()
+def fail(as_json: Json = False) -> None:
+    """Always in vain."""
+    tell({"dice": 0.5}, as_json=as_json)
+    raise MedsegError("patch 100 must be a multiple of 16; try 96")
+
+
+def call(*args):
+    return CliRunner().invoke(app, [str(a) for a in args])
+
+
+def test_a_flag_equal_to_the_default_still_wins_over_the_file(tmp_path):
+    (tmp_path / "c.toml").write_text("lr = 0.5\nepochs = 3\n")
+    result = call("train", "D", "--out", "O", "--config", tmp_path / "c.toml", "--lr", "0.001")
+    assert result.exit_code == 0, result.output
+    assert (seen["config"].lr, seen["config"].epochs) == (0.001, 3)
+
+
+def test_an_error_is_one_line_on_stderr_and_exit_code_2():
+    result = call("fail")
+    assert result.exit_code == 2
+    assert result.stderr == "error: patch 100 must be a multiple of 16; try 96\n"
+
+
+def test_a_bad_flag_value_gets_the_message_of_resolve():
+    result = call("train", "D", "--out", "O", "--schedule", "cosin")
+    assert result.exit_code == 2
+    assert "did you mean 'cosine'?" in result.stderr
+
+
+@pytest.mark.parametrize("flag", [[], ["--resume"], ["--resume=old.safetensors"], ["--resume", "old.safetensors"]])
+def test_resume_stands_alone_or_takes_a_checkpoint(flag):
+    assert call("train", *flag, "D", "--out", "O").exit_code == 0
+    assert seen["data"] == Path("D")
+    assert seen["resume"] == {0: "", 1: "last"}.get(len(flag) if flag != ["--resume=old.safetensors"] else 2, "old.safetensors")
+
+
+def test_every_setting_is_a_flag_with_its_default_in_help(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = call("train", "--help").output
+    assert "--batch-size" in text
+    assert "(default 8)" in text
+    assert "constant|cosine|poly|plateau|multistep" in text
+
+
+def test_print_config_needs_no_arguments_and_feeds_back(tmp_path):
+    result = call("train", "--print-config", "--epochs", "7")
+    (tmp_path / "c.toml").write_text(result.stdout)
+    assert call("train", "D", "--out", "O", "--config", tmp_path / "c.toml").exit_code == 0
+    assert seen["config"].epochs == 7
+
+
+def test_json_is_json():
+    assert json.loads(call("fail", "--json").stdout) == {"dice": 0.5}
