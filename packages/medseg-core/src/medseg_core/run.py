@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -90,18 +91,14 @@ class RunFolder:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
-    def log_sizes(self) -> dict[str, int]:
-        """Bytes of each log, to cut back to."""
-        logs = [self.path / name for name in (METRICS, TIMINGS, "train.log")]
-        return {log.name: log.stat().st_size if log.is_file() else 0 for log in logs}
-
-    def cut_logs(self, sizes: Mapping[str, int]) -> None:
-        """Forgets what was logged after the saved state, so killed and unkilled runs leave equal files."""
-        for name, size in sizes.items():
-            log = self.path / name
-            if log.is_file() and log.stat().st_size > size:
-                with log.open("r+b") as file:
-                    file.truncate(size)
+    def cut_logs(self, epoch: int) -> None:
+        """Forgets what was logged after this epoch, so killed and unkilled runs leave equal files."""
+        for log in (self.path / name for name in (METRICS, TIMINGS, "train.log")):
+            if log.is_file():
+                lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
+                kept = [line for line in lines if 0 < _epoch_of(line) <= epoch]
+                if kept != lines:
+                    write_text(log, "".join(kept))
 
 
 def read_history(run: Path) -> dict[str, list[Any]]:
@@ -117,6 +114,11 @@ def read_history(run: Path) -> dict[str, list[Any]]:
                 rows.setdefault(entry["epoch"], {}).update(entry)
     names = dict.fromkeys(name for row in rows.values() for name in row)
     return {name: [row.get(name) for row in rows.values()] for name in names}
+
+
+def _epoch_of(line: str) -> int:
+    found = re.match(r'(?:\{"epoch": |Epoch )(\d+)', line)
+    return int(found[1]) if found else 0
 
 
 def _state_file(path: Path) -> Path:

@@ -40,3 +40,60 @@ class TrainConfig:
     seed: int = setting(42, "Where all randomness starts.", low=0)
     device: str = setting("auto", "auto, cpu, cuda or cuda:1.", exact=False)
     logger: Literal["none", "tensorboard", "wandb"] = setting("none", "A second place for the curves.", exact=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Augmentation: each chance and range left at none takes the value of the preset."""
+
+    augment: Literal["none", "light", "strong"] = setting(
+        "light",
+        "Random changes of training samples; strong for few cases or other scanners, none to overfit on purpose.",
+    )
+    flip_chance: float | None = setting(
+        None,
+        "Chance to mirror; ids of left and right structures swap. Off where a package cannot tell them.",
+        low=0,
+        high=1,
+    )
+    flip_axes: tuple[int, ...] | None = setting(
+        None, "Axes that may be mirrored, from 0; anatomy bears left-right alone, axis 0 in RAS.", low=0, high=2
+    )
+    turn_chance: float | None = setting(
+        None, "Chance of one to three quarter turns; for pictures without an upside, not for patients.", low=0, high=1
+    )
+    rotate_chance: float | None = setting(None, "Chance to rotate.", low=0, high=1)
+    rotate_degrees: float | None = setting(
+        None, "Largest angle, in each plane; 15 is how patients lie, 180 is any angle.", low=0, high=180
+    )
+    scale_chance: float | None = setting(None, "Chance to enlarge or shrink.", low=0, high=1)
+    scale_range: tuple[float, float] | None = setting(
+        None, "Smallest and largest factor of size; 0.9,1.1 is how adults differ.", low=0.1, high=10
+    )
+    shift_chance: float | None = setting(None, "Chance to shift.", low=0, high=1)
+    shift_share: float | None = setting(None, "Largest shift along each axis, as a share of its length.", low=0, high=1)
+    elastic_chance: float | None = setting(None, "Chance to bend; the dearest transform in 3D.", low=0, high=1)
+    elastic_cells: int | None = setting(
+        None, "Cells of the bending grid along the longest edge; more bend finer, and less far.", low=1, high=64
+    )
+    elastic_strength: float | None = setting(
+        None, "Largest move of a grid point, in cells; up to 0.4 nothing folds.", low=0, high=0.4
+    )
+    brightness_chance: float | None = setting(None, "Chance to make all brighter or darker.", low=0, high=1)
+    brightness_shift: float | None = setting(
+        None, "Largest value added or taken away; images span 0 to 1.", low=0, high=1
+    )
+    contrast_chance: float | None = setting(None, "Chance to stretch values about the image's mean.", low=0, high=1)
+    contrast_range: tuple[float, float] | None = setting(
+        None, "Smallest and largest factor of contrast; 1 leaves it.", low=0.01, high=10
+    )
+    gamma_chance: float | None = setting(None, "Chance to bend the grey scale.", low=0, high=1)
+    gamma_range: tuple[float, float] | None = setting(
+        None, "Smallest and largest exponent; below 1 lightens the dark parts.", low=0.01, high=10
+    )
+    noise_chance: float | None = setting(None, "Chance of Gaussian noise, as of a lower dose.", low=0, high=1)
+    noise_std: float | None = setting(
+        None, "Largest standard deviation of the noise; images span 0 to 1.", low=0, high=1
+    )
+    blur_chance: float | None = setting(None, "Chance to blur, as a softer kernel does.", low=0, high=1)
+    blur_voxels: float | None = setting(None, "Largest standard deviation of the blur, in voxels.", low=0, high=10)

@@ -82,7 +82,6 @@ class Position:
     stale: int = 0  # validations without gain
     reductions: int = 0
     reason: str = ""
-    logs: dict[str, int] = field(default_factory=dict)
 
 
 class Trainer:
@@ -163,7 +162,7 @@ class Trainer:
                 parts = self.step(self.wrapped, self._moved(batch), at)
             share = size / sum(sizes)
             if not torch.isfinite(parts["loss"]):
-                raise MedsegError(f"the loss is {float(parts['loss'])} at step {position.step} (lr {self.lr:.1e})")
+                raise MedsegError(f"the loss is {parts['loss'].item()} at step {position.step} (lr {self.lr:.1e})")
             self.scaler.scale(parts["loss"] * share).backward()
             for name, value in parts.items():
                 sums[name] = sums.get(name, 0.0) + value.detach().float() * share
@@ -289,7 +288,6 @@ class Trainer:
     def _save(self, about: Mapping[str, Any]) -> None:
         if not self.run:
             return
-        self.position.logs = self.run.log_sizes()
         parts: dict[str, Mapping[str, Tensor]] = {
             "model": self.model.state_dict(),
             "moments": moments(self.model, self.optimizer),
@@ -320,7 +318,7 @@ class Trainer:
         restore_moments(self.model, self.optimizer, parts.get("moments", {}))
         self.scaler.load_state_dict(saved["scaler"])
         self.position = Position(**saved["position"])
-        self.run.cut_logs(self.position.logs)
+        self.run.cut_logs(self.position.epoch)
         if self.position.reason == "finished" and self.position.epoch < self.config.epochs:
             self.position.reason = ""
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medseg_core.config import setting
-from medseg_core.settings import TrainConfig
+from medseg_core.settings import AugmentConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,49 @@ class PrepareConfig:
     structures: tuple[str, ...] = setting((), "Only these structures or groups: liver,spleen,vessels.")
     missing: Literal["empty", "ignore"] = setting("empty", "No file: the structure is empty, or was not annotated.")
     spacing_mm: tuple[float, float, float] | None = setting(
-        None, "Spacing to work at; none is the cohort's median.", low=0.01, high=100
+        None, "Spacing to work at, right-left, back-front, feet-head; none is the cohort's median.", low=0.01, high=100
     )
     workers: int = setting(1, "Processes that prepare cases.", low=1, exact=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TotalsegConfig(PrepareConfig, AugmentConfig, TrainConfig):
+    """CT network."""
+
+    epochs: int = setting(150, "Passes over the slices.", low=1, exact=False)
+    lr: float = setting(2e-3, "Learning rate at its highest.", low=0)
+    size: int = setting(256, "Edge of a training slice in pixels; larger planes are cropped, smaller ones padded.", low=16)
+    widths: tuple[int, ...] = setting((32, 64, 128, 256, 512), "Channels of each level; halve them to save memory.", low=1)
+    head: Literal["auto", "softmax", "sigmoid"] = setting(
+        "auto", "Exclusive classes or one yes or no each; auto takes sigmoid where structures overlap."
+    )
+    loss: str = setting("auto", "auto, dice_ce, ce, dice, tversky, focal (softmax); dice_bce, bce, dice, focal (sigmoid).")
+    window_hu: tuple[float, float] = setting((-1000.0, 1000.0), "Intensities that become 0 and 1.")
+    percentiles: tuple[float, float] | None = setting(
+        None, "Instead of a window: percentiles of the volume that become 0 and 1.", low=0, high=100
+    )
+    foreground: float = setting(0.33, "Share of crops that are centred on a structure.", low=0, high=1)
+    val: float = setting(0.2, "Share of patients held out for validation where no split is given.", low=0, high=0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Prediction."""
+
+    format: Literal["multilabel", "masks"] = setting("multilabel", "One file of label ids, or a file per structure.")
+    structures: tuple[str, ...] = setting((), "Write only these structures or groups: liver,vessels.")
+    uncertainty: bool = setting(False, "Also write an entropy map, 0 sure to 1 undecided.")
+    batch_size: int = setting(8, "Slices per forward pass.", low=1)
+    overlap: float = setting(0.5, "Overlap of neighbouring windows where a plane is larger than the window.", low=0, high=0.9)
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "Arithmetic; auto is bf16 where it is fast.")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Evaluation."""
+
+    labels: str = setting("official", "Class list: official (v2: 117 names, v1: 104), folder, or a FILE.")
+    structures: tuple[str, ...] = setting((), "Only these structures or groups: liver,spleen,vessels.")
+    missing: Literal["empty", "ignore"] = setting("empty", "No reference file: empty, or not annotated and not scored.")
+    anonymous: bool = setting(False, "Number the cases instead of naming them.")

@@ -1,0 +1,203 @@
+"""Who is in a cohort: cases with their files, patients and splits; lists of them as JSON; splits that keep patients whole."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from medseg_core.errors import MedsegError, meant
+from medseg_core.io import write_text
+
+Split = Literal["train", "val", "test", ""]
+SPLITS = get_args(Split)
+FORMAT = 1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One scan or picture with what belongs to it.
+
+    Args:
+        id: names the case and the files made of it, so no slashes.
+        files: by role, {"ct": ..., "label": ...}.
+        group: what must not be divided by a split, usually the patient; "" where each case stands for itself.
+        split: "train", "val", "test", or "" where none is given.
+        notes: anything JSON holds.
+
+    Raises:
+        MedsegError: an id that cannot name a file, or an unknown split.
+    """
+
+    id: str
+    files: Mapping[str, Path]
+    group: str = ""
+    split: Split = ""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not re.fullmatch(r"[^/\\\0\n\r]{1,200}", self.id) or self.id in (".", ".."):
+            raise MedsegError(f"case id {self.id!r} cannot name a file; use letters, digits, '.', '_' and '-'")
+        if self.split not in SPLITS:
+            raise MedsegError(f"case {self.id} has split {self.split!r}; it must be train, val, test or empty")
+
+    @property
+    def unit(self) -> str:
+        """What a split keeps whole: the group, or the case itself."""
+        return self.group or self.id
+
+
+def read_cases(path: Path) -> list[Case]:
+    """The cases of a JSON file, `{"cases": [{"id": ..., "files": {"ct": ...}, ...}]}`, in its order.
+
+    Relative files are taken from the folder of the list.
+
+    Raises:
+        MedsegError: missing, no JSON, another structure, or an id that comes twice; the case is named.
+    """
+    path = Path(path)
+    content = _read_json(path, ("cases",))
+    if not isinstance(content["cases"], list) or not content["cases"]:
+        raise MedsegError(f"{path} lists no cases; write {{'cases': [{{'id': ..., 'files': {{...}}}}]}}")
+    cases = [_case(path, number, entry) for number, entry in enumerate(content["cases"], 1)]
+    twice = [name for name, num in Counter(case.id for case in cases).items() if num > 1]
+    if twice:
+        raise MedsegError(f"{path} lists case {twice[0]!r} twice; give each an id of its own")
+    return cases
+
+
+def write_cases(path: Path, cases: Sequence[Case]) -> None:
+    """The list that `read_cases` reads; files beneath its folder are written relative, so both can move together."""
+    path = Path(path)
+    home = path.parent.resolve()
+    entries = []
+    for case in cases:
+        files = {role: _portable(Path(file), home) for role, file in case.files.items()}
+        entries.append({"id": case.id, "files": files, "group": case.group, "split": case.split, "notes": {**case.notes}})
+    write_text(path, json.dumps({"format": FORMAT, "cases": entries}, indent=1, ensure_ascii=False) + "\n")
+
+
+def split_cases(cases: Sequence[Case], *, val: float, test: float = 0.0, seed: int = 42) -> list[Case]:
+    """The same cases with a split each; a group is never divided.
+
+    A split that all cases bring along is kept. Else groups are ordered by a hash of seed and name, so the answer
+    depends on neither the order of the cases, the platform nor a library's version, and another case moves few.
+
+    Args:
+        val, test: shares of the groups, rounded, and at least one group each where the share is above 0 and groups
+            are left for training; a single group trains.
+
+    Raises:
+        MedsegError: shares that leave nothing to train on, a split that some cases bring along and others do not,
+            or one that divides a group.
+    """
+    if not (val >= 0 and test >= 0 and val + test < 1):
+        raise MedsegError(f"val {val} and test {test} must be shares of at least 0 that leave some for training")
+    given = [case for case in cases if case.split]
+    if given and len(given) < len(cases):
+        bare = next(case for case in cases if not case.split)
+        raise MedsegError(f"{len(given)} of {len(cases)} cases have a split and {bare.id} has none; give all or none")
+    if given:
+        _check_whole(cases)
+        return list(cases)
+    names = sorted({case.unit for case in cases}, key=lambda name: (_hash(seed, name), name))
+    num_test = min(_share(test, len(names)), max(0, len(names) - 2))
+    num_val = min(_share(val, len(names)), max(0, len(names) - 1 - num_test))
+    if (val and not num_val) or (test and not num_test):
+        log.warning("%d groups are too few for val %g and test %g: %d and %d", len(names), val, test, num_val, num_test)
+    kinds: list[Split] = ["test"] * num_test + ["val"] * num_val + ["train"] * (len(names) - num_test - num_val)
+    chosen = dict(zip(names, kinds, strict=True))
+    return [replace(case, split=chosen[case.unit]) for case in cases]
+
+
+def read_split(path: Path, cases: Sequence[Case]) -> list[Case]:
+    """The cases with the splits of a file that `write_split` wrote; it may list cases that are not here.
+
+    Raises:
+        MedsegError: no such file, a case in none or two of its lists, or a group that it divides.
+    """
+    path = Path(path)
+    content = _read_json(path, ("train", "val", "test"))
+    places: dict[str, Split] = {}
+    for kind in ("train", "val", "test"):
+        for name in content[kind] if isinstance(content[kind], list) else [content[kind]]:
+            if not isinstance(name, str):
+                raise MedsegError(f"{path} has {name!r} in {kind}, where ids of cases stand in a list")
+            if places.setdefault(name, kind) != kind:
+                raise MedsegError(f"{path} has case {name!r} in {places[name]} and in {kind}; leave it in one")
+    for case in cases:
+        if case.id not in places:
+            raise MedsegError(f"{path} does not say where case {case.id!r} belongs{meant(case.id, places)}; add it")
+    chosen = [replace(case, split=places[case.id]) for case in cases]
+    _check_whole(chosen)
+    return chosen
+
+
+def write_split(path: Path, cases: Sequence[Case], *, seed: int) -> None:
+    """`{seed, unit, train, val, test}`: ids of cases, sorted; unit says what was kept whole, "group" or "case"."""
+    lists = {kind: sorted(case.id for case in cases if case.split == kind) for kind in ("train", "val", "test")}
+    unit = "group" if any(case.group for case in cases) else "case"
+    write_text(path, json.dumps({"seed": seed, "unit": unit, **lists}, indent=1, ensure_ascii=False) + "\n")
+
+
+def _check_whole(cases: Sequence[Case]) -> None:
+    places: dict[str, Case] = {}
+    for case in cases:
+        first = places.setdefault(case.unit, case)
+        if first.split != case.split:
+            raise MedsegError(
+                f"{case.unit!r} is in two splits: case {first.id} in {first.split}, case {case.id} in {case.split}; "
+                "a patient seen in training must not be scored"
+            )
+
+
+def _share(part: float, num: int) -> int:
+    return max(1, round(part * num)) if part > 0 else 0
+
+
+def _hash(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
+
+def _portable(file: Path, home: Path) -> str:
+    place = Path(os.path.abspath(file))  # noqa: PTH100 resolve() would follow links out of a data set
+    return place.relative_to(home).as_posix() if place.is_relative_to(home) else str(place)
+
+
+def _read_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MedsegError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise MedsegError(f"{path} is not valid JSON: {error}; write it again") from None
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise MedsegError(f"{path} has no {missing[0]!r}; it must be an object with {', '.join(keys)}")
+    return content
+
+
+def _case(path: Path, number: int, entry: Any) -> Case:
+    kinds = {"id": str, "files": dict, "group": str, "split": str, "notes": dict}
+    if not isinstance(entry, dict) or not {"id", "files"} <= set(entry):
+        raise MedsegError(f"case {number} of {path} must be an object with id and files, got {str(entry)[:80]}")
+    for key, value in entry.items():
+        if key not in kinds:
+            raise MedsegError(f"case {number} of {path} has an unknown entry {key!r}{meant(key, kinds)}")
+        if not isinstance(value, kinds[key]):
+            raise MedsegError(f"case {number} of {path}: {key} must be a {kinds[key].__name__}, got {str(value)[:80]}")
+    wrong = [role for role, file in entry["files"].items() if not isinstance(file, str) or not file or "\0" in file]
+    if wrong:
+        raise MedsegError(f"case {number} of {path}: file {wrong[0]!r} must be a path, got {entry['files'][wrong[0]]!r}")
+    files = {role: path.parent / file for role, file in entry["files"].items()}
+    try:
+        return Case(**{**entry, "files": files})
+    except MedsegError as error:
+        raise MedsegError(f"{path}: {error}") from None

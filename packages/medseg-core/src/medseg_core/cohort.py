@@ -1,0 +1,165 @@
+"""The same work for every case, kept in a journal: goes on where it was, and one bad case costs only itself."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from medseg_core.cases import Case
+from medseg_core.config import as_dict
+from medseg_core.errors import MedsegError
+from medseg_core.progress import track
+
+JOURNAL = "journal.jsonl"
+Work = Callable[[Case], Mapping[str, Any] | None]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cohort, by case id.
+
+    Args:
+        done: finished now.
+        skipped: finished by an earlier call.
+        failed: why, in one line; tried again by the next call.
+    """
+
+    done: tuple[str, ...]
+    skipped: tuple[str, ...]
+    failed: Mapping[str, str]
+
+
+def for_each(
+    cases: Sequence[Case], work: Work, *, out: Path, config: Any = None, executor: Executor | None = None
+) -> Outcome:
+    """Calls `work` on every case that the journal under `out` does not know as done.
+
+    A case is done when its line is in the journal, which is flushed line by line: after a crash the same call goes
+    on. A MedsegError costs its case; any other exception is a bug, and is raised once what runs is written down.
+
+    Args:
+        work: its answer is kept in the journal and must be what JSON holds; see `read_journal`.
+        out: folder of the journal, made where missing.
+        config: settings, a dataclass or what JSON holds. A journal begun with other ones is refused.
+        executor: runs the work, any of `concurrent.futures`; None works here, case by case.
+
+    Raises:
+        MedsegError: other settings, a disk that refuses, two cases of one id, or a worker process that was killed.
+    """
+    names = [case.id for case in cases]
+    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()
+    if twice:
+        raise MedsegError(f"two cases are called {min(twice)!r}; give each an id of its own")
+    settings = json.loads(json.dumps(as_dict(config) if is_dataclass(config) else config, default=_plain))
+    journal = Path(out) / JOURNAL
+    before = _begun(journal, settings)
+    skipped = [name for name in names if before.get(name, {}).get("status") == "done"]
+    todo = [case for case in cases if case.id not in set(skipped)]
+    if skipped:
+        log.info("%s: %d of %d cases are done already", out, len(skipped), len(cases))
+    done: list[str] = []
+    failed: dict[str, str] = {}
+    results = _in_turn(todo, work) if executor is None else _spread(todo, work, executor)
+    for case, answer in track(results, "Cases", total=len(todo)):
+        if isinstance(answer, MedsegError):
+            failed[case.id] = str(answer)
+            log.error("%s: %s", case.id, answer)
+            _append(journal, {"case": case.id, "status": "failed", "error": str(answer)})
+        else:
+            _append(journal, {"case": case.id, "status": "done", "answer": answer})
+            done.append(case.id)
+    return Outcome(tuple(done), tuple(skipped), failed)
+
+
+def read_journal(out: Path) -> dict[str, Mapping[str, Any]]:
+    """What `work` answered for each case that is done under `out`, by case id; {} where it answered nothing."""
+    lines = _lines(Path(out) / JOURNAL)[1:]
+    return {line["case"]: line["answer"] or {} for line in lines if line["status"] == "done"}
+
+
+def _in_turn(todo: Sequence[Case], work: Work) -> Iterator[tuple[Case, Any]]:
+    for case in todo:
+        try:
+            answer: Any = work(case)
+        except MedsegError as error:
+            answer = error
+        yield case, answer
+
+
+def _spread(todo: Sequence[Case], work: Work, executor: Executor) -> Iterator[tuple[Case, Any]]:
+    """Answers as they come. What goes wrong is raised last, when all that was running is told."""
+    futures: dict[Future, Case] = {}
+    wrong: Exception | None = None
+    try:
+        for case in todo:
+            futures[executor.submit(work, case)] = case
+        for future in as_completed(futures):
+            if future.cancelled():
+                continue
+            error = future.exception()
+            if error is None or isinstance(error, MedsegError):
+                yield futures[future], error or future.result()
+                continue
+            wrong = wrong or error
+            for waiting in futures:
+                waiting.cancel()
+    except BrokenExecutor as error:  # by submit, when a worker died while cases were handed out
+        wrong = error
+    finally:
+        for waiting in futures:
+            waiting.cancel()
+    if isinstance(wrong, BrokenExecutor):
+        raise MedsegError(
+            "a worker process was killed, most often for want of memory; what is done is kept: "
+            "run the same command again with fewer workers"
+        ) from wrong
+    if wrong is not None:
+        raise wrong
+
+
+def _begun(journal: Path, settings: Any) -> dict[str, Mapping[str, Any]]:
+    """The last line of each case, from a journal of the same settings or a new one."""
+    lines = _lines(journal)
+    if not lines:
+        write_text(journal, json.dumps({"format": FORMAT, "config": settings}) + "\n")
+        return {}
+    if lines[0]["config"] != settings:
+        difference = _difference(lines[0]["config"], settings)
+        raise MedsegError(f"{journal.parent} was begun with other settings: {difference}; take another folder")
+    return {line["case"]: line for line in lines[1:]}
+
+
+def _append(journal: Path, line: Mapping[str, Any]) -> None:
+    """One line, on the disk when this returns; what a crash left half-written is cut off first."""
+    text = json.dumps(line, default=_plain) + "\n"
+    try:
+        with journal.open("rb+") as file:
+            content = mmap...
+def _difference(before: Any, now: Any) -> str:
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return f"{before!r}, now {now!r}"
+    key = next(key for key in [*now, *before] if before.get(key) != now.get(key) or (key in before) != (key in now))
+    return f"{key} was {before.get(key, 'not there')!r}, now {now.get(key, 'not there')!r}"
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The journal's whole lines, settings first; none where there is no journal."""
+    try:
+        whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        lines = [json.loads(line) for line in whole]
+        if lines and (lines[0]["format"] != 1 or any({"case", "status"} - set(line) for line in lines[1:])):
+            raise ValueError("not written by this version")
+        return lines
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise MedsegError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise MedsegError(f"{path} is no journal of ours, or damaged ({error}); take another folder or remove it") from None

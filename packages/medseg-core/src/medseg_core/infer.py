@@ -1,0 +1,278 @@
+"""From an image to an answer by a sliding window, without ever holding the logits of the whole image.
+
+Windows are worked off along the axis on which they are shortest beside the image. A ring holds the planes along that
+axis which a later window may still reach; a plane that none reaches goes through `reduce` and is forgotten. A window
+of 1 along an axis runs a 2D net plane by plane, several planes at a time. Where a voxel lies in one window only, its
+logits are the net's own, unweighted; where that holds everywhere there is no ring.
+
+Memory beside the net's own: 4 K (B W + D P) bytes of logits, with B the batch size, W the voxels of a window, P those
+of a plane across the slab axis, and D the depth of the ring: the window's plus what a batch advances. Of 118 classes a
+plane of 512 x 512 takes 124 MB: planes in batches of 4 need 0.5 GB however long the scan is; windows of 128 x 128 x 128
+need 16 GB of ring and 1 GB for each window of a batch.
+
+Axes: N windows, C input channels, K classes, W the axes of a window, S those of the image (two or three).
+"""
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medseg_core.checkpoint import Card
+from medseg_core.device import autocast, choose_device, choose_precision
+from medseg_core.errors import MedsegError
+from medseg_core.progress import track
+from medseg_core.windows import Plan, Ring, plan_windows, read_windows
+
+Net = Callable[[Tensor], Tensor]
+Reduce = Callable[[Tensor], Tensor]
+
+REDUCE_BYTES = 2**24  # logits that `reduce` sees at once, unless one plane is more
+
+
+def infer(
+    net: Net,
+    image: np.ndarray,
+    *,
+    window: Sequence[int],
+    reduce: Reduce,
+    overlap: float = 0.5,
+    batch_size: int = 4,
+    device: str = "cpu",
+    precision: str = "fp32",
+    mirror: Sequence[int] = (),
+    swap: Mapping[int, int] | None = None,
+    outside: float = 0.0,
+    what: str = "",
+) -> np.ndarray:
+    """Run `net` over windows, blend what it returns, and reduce it slab by slab; method and memory stand above.
+
+    Args:
+        net: (N, C, *W) float32 on `device` -> (N, K, *W): what is blended. Its weights already lie on `device`.
+        image: (C, *S), any real type and memory order, a memory map too; windows are cast to float32 as they are read.
+        window: its edges in voxels, one for each axis of S. An image that is smaller is padded, evenly on both sides,
+            and the answer cropped.
+        reduce: (K, *slab) float32 -> (*slab) or (M, *slab), always of one type; slabs have all axes of S.
+        overlap: the least share of its edge that a window has in common with the next, in [0, 1).
+        batch_size: windows in one forward; the first has one, which tells K before more memory is taken.
+        precision: fp32, bf16, fp16, or auto for what is fast on `device`.
+        mirror: axes of S; the net's output is averaged over all combinations of flips along them.
+        swap: channel -> channel, to be exchanged in a flip along `mirror[0]`, the axis from left to right.
+        outside: the value of voxels outside the image, in the image's (normalised) units.
+        what: words for a progress bar; none without.
+
+    Returns:
+        (*S) or (M, *S) in the type that `reduce` returns, and in the memory order of `image`.
+
+    Raises:
+        MedsegError: arguments that do not fit each other, logits that are not finite, too little memory.
+
+    Source: Gaussian weights with a standard deviation of an eighth of the window, and evenly spread windows, as in
+    nnU-Net (Isensee et al., 2021).
+    """
+    _check(net, image, window=window, overlap=overlap, batch_size=batch_size)
+    place = choose_device(device)
+    precision = choose_precision(precision, place)
+    if mirror:
+        net = _mirrored(net, mirror, swap=swap or {}, num_axes=len(window))
+    plan = plan_windows(image.shape[1:], tuple(window), overlap=overlap, batch_size=batch_size)
+    answer, ring = _Answer(image, plan, reduce), None
+    with torch.inference_mode(), _memory_named(batch_size, plan.window):
+        for batch in track(plan.batches, what) if what else plan.batches:
+            x_NCW = read_windows(image, batch, plan, outside=outside, device=place)
+            with autocast(place, precision):
+                y_NKW = net(x_NCW)
+            y_NKW = _checked(y_NKW.float(), x_NCW, corner=batch[0])
+            if not plan.is_plain:
+                ring = ring or Ring(plan, y_NKW.shape[1], place)
+                ring.release(batch[0][plan.axis], answer.put)
+            for corner, y_KW in zip(batch, y_NKW, strict=True):
+                if ring:
+                    ring.add(y_KW, corner)
+                else:
+                    answer.put(y_KW, corner[plan.axis])
+        if ring:
+            ring.release(plan.size[plan.axis], answer.put)
+    return answer.cropped()
+
+
+def decide(card: Card) -> Reduce:
+    """The ids that logits stand for: (K, *slab) -> (*slab) uint8, or uint16 where an id is above 255.
+
+    Softmax: the id of the largest logit. Sigmoid: the id of the largest logit among those whose probability is above
+    `card.chosen["threshold"]` (0.5 without), 0 where there is none. Among equals the first channel wins.
+
+    Raises:
+        MedsegError: a head without classes; later, logits that have not one channel for each of `card.channels`.
+    """
+    if card.head not in ("softmax", "sigmoid") or not all(0 <= i < 2**16 for i in card.channels):
+        got = f"head {card.head!r} and channels {card.channels}"
+        raise MedsegError(f"model {card.model!r} has {got}; ids need softmax or sigmoid, and channels from 0 to 65535")
+    threshold = _logit(card.chosen.get("threshold", 0.5))
+    kind = torch.uint8 if max(card.channels, default=0) < 2**8 else torch.uint16
+    ids = torch.tensor(card.channels, dtype=torch.int32)
+
+    def reduce(y_KS: Tensor) -> Tensor:
+        if len(y_KS) != len(ids):
+            raise MedsegError(
+                f"the net gives {len(y_KS)} channels, its card names {len(ids)}; take the card of this net"
+            )
+        best, channel = y_KS.max(0)  # three times as fast as argmax on a CPU
+        found = ids.to(y_KS.device)[channel]
+        if card.head == "sigmoid":
+            found = torch.where(best > threshold, found, 0)
+        return found.to(kind)
+
+    return reduce
+
+
+def entropy(card: Card) -> Reduce:
+    """How undecided logits are, from 0 (sure) to 1: (K, *slab) -> (*slab) float32.
+
+    Softmax: the entropy of the K probabilities over log K, its largest value. Sigmoid: the binary entropy, in bits, of
+    the most undecided channel, so that one doubtful structure shows among a hundred that are surely absent.
+    """
+    if card.head == "sigmoid":
+        return lambda y_KS: _bits(y_KS.abs().amin(0))
+    return lambda y_KS: _nats(y_KS) / math.log(max(len(y_KS), 2))
+
+
+def mean_of(nets: Sequence[nn.Module], *, head: str = "softmax") -> Net:
+    """An ensemble as one net: its probabilities are the mean of those of `nets`.
+
+    It returns logits again, for `decide` and `entropy`: the log of the mean for softmax, its logit for sigmoid.
+
+    Args:
+        nets: each (N, C, *W) -> (N, K, *W) logits, with the same meaning of the channels.
+        head: softmax or sigmoid.
+    """
+    if not nets or head not in ("softmax", "sigmoid"):
+        raise MedsegError(
+            f"an ensemble takes one net or more with head softmax or sigmoid, got {len(nets)} with {head!r}"
+        )
+    for net in nets:
+        _check_eval(net)
+    return nets[0] if len(nets) == 1 else lambda x_NCW: _mean(nets, x_NCW, head=head)
+
+
+def _mean(nets: Sequence[nn.Module], x_NCW: Tensor, *, head: str) -> Tensor:
+    yes = no = None  # logs of the sums of p and of 1 - p
+    for net in nets:
+        y = net(x_NCW).float()
+        if yes is not None and y.shape != yes.shape:
+            raise MedsegError(f"nets of an ensemble must agree, got logits {tuple(yes.shape)} and {tuple(y.shape)}")
+        log_p = F.logsigmoid(y) if head == "sigmoid" else y.log_softmax(1)
+        yes = log_p if yes is None else torch.logaddexp(yes, log_p)
+        if head == "sigmoid":
+            no = F.logsigmoid(-y) if no is None else torch.logaddexp(no, F.logsigmoid(-y))
+    return yes - math.log(len(nets)) if no is None else yes - no
+
+
+def _nats(y_KS: Tensor) -> Tensor:
+    log_p = y_KS.log_softmax(0)
+    return -(log_p.exp().mul_(log_p)).sum(0)
+
+
+def _bits(y: Tensor) -> Tensor:
+    p = torch.sigmoid(y)
+    return (p * F.softplus(-y) + (1 - p) * F.softplus(y)) / math.log(2)
+
+
+def _logit(p: float) -> float:
+    return math.log(p / (1 - p)) if 0 < p < 1 else math.copysign(math.inf, p - 0.5)
+
+
+def _mirrored(net: Net, axes: Sequence[int], *, swap: Mapping[int, int], num_axes: int) -> Net:
+    if len(set(axes)) < len(axes) or not set(axes) <= set(range(num_axes)):
+        raise MedsegError(f"mirror {tuple(axes)} must be different axes from 0 to {num_axes - 1}")
+    if set(swap) != set(swap.values()):
+        raise MedsegError(f"swap {dict(swap)} must name each channel once on either side, like {{2: 3, 3: 2}}")
+    flips = [flip for n in range(len(axes) + 1) for flip in itertools.combinations(axes, n)]
+
+    def averaged(x_NCW: Tensor) -> Tensor:
+        total = 0
+        for flip in flips:
+            dims = [axis + 2 for axis in flip]
+            y_NKW = net(x_NCW.flip(dims)).float().flip(dims)
+            if swap and axes[0] in flip:
+                if max(swap) >= y_NKW.shape[1]:
+                    raise MedsegError(f"swap names channel {max(swap)}, the net gives {y_NKW.shape[1]}")
+                y_NKW = y_NKW[:, [swap.get(k, k) for k in range(y_NKW.shape[1])]]
+            total = total + y_NKW
+        return total / len(flips)
+
+    return averaged
+
+
+class _Answer:
+    """The reduced image; its type and channels are known from the first slab on."""
+
+    def __init__(self, image: np.ndarray, plan: Plan, reduce: Reduce) -> None:
+        self.image, self.plan, self.reduce = image, plan, reduce
+        self.array: np.ndarray | None = None
+
+    def put(self, y_KS: Tensor, first: int) -> None:
+        """Reduce the planes from `first` on, a few at a time."""
+        axis = self.plan.axis - len(self.plan.size)  # from behind: the answer may have channels in front
+        few = max(1, REDUCE_BYTES * y_KS.shape[axis] // (4 * y_KS.numel()))
+        for part in y_KS.split(few, axis):
+            slab = self.reduce(part).cpu().numpy()
+            lead = slab.shape[: 1 - part.ndim]
+            if len(lead) > 1 or slab.shape != (*lead, *part.shape[1:]):
+                raise MedsegError(
+                    f"reduce gave {slab.shape} for logits {tuple(part.shape)}; only axis 0 may change or go"
+                )
+            if self.array is None:
+                like = self.image[:1] if lead else self.image[0]
+                self.array = np.empty_like(like, dtype=slab.dtype, shape=(*lead, *self.plan.size), subok=False)
+            np.moveaxis(self.array, axis, 0)[first : first + part.shape[axis]] = np.moveaxis(slab, axis, 0)
+            first += part.shape[axis]
+
+    def cropped(self) -> np.ndarray:
+        """The answer without the padding."""
+        shape = self.image.shape[1:]
+        if self.plan.size == shape:
+            return self.array
+        inner = tuple(slice(b, b + n) for b, n in zip(self.plan.before, shape, strict=True))
+        return self.array[..., *inner].copy(order="K")
+
+
+def _check(net: Net, image: np.ndarray, *, window: Sequence[int], overlap: float, batch_size: int) -> None:
+    if image.ndim != len(window) + 1 or not image.size or len(window) not in (2, 3):
+        axes = "one edge for each axis after the channels, two or three"
+        raise MedsegError(f"window {tuple(window)} does not fit an image {image.shape} of (C, *space); give {axes}")
+    if min(window) < 1 or not 0 <= overlap < 1 or batch_size < 1:
+        got = f"window {tuple(window)}, overlap {overlap}, batch_size {batch_size}"
+        raise MedsegError(f"{got}: edges and batch_size must be at least 1, overlap in [0, 1)")
+    _check_eval(net)
+
+
+def _check_eval(net: Net) -> None:
+    if isinstance(net, nn.Module) and net.training:
+        raise MedsegError(
+            f"{type(net).__name__} is in training mode: its answers depend on its batch; call .eval() first"
+        )
+
+
+def _checked(y_NKW: Tensor, x_NCW: Tensor, *, corner: tuple[int, ...]) -> Tensor:
+    if y_NKW.ndim != x_NCW.ndim or (len(y_NKW), *y_NKW.shape[2:]) != (len(x_NCW), *x_NCW.shape[2:]):
+        need = ", ".join(map(str, (len(x_NCW), "K", *x_NCW.shape[2:])))
+        raise MedsegError(f"the net gave {tuple(y_NKW.shape)} for {tuple(x_NCW.shape)}; it must give ({need})")
+    if not torch.isfinite(y_NKW.sum()):
+        fix = "look for NaN in the image, or take precision bf16 or fp32"
+        raise MedsegError(f"logits are not finite in the windows from {corner} on; {fix}")
+    return y_NKW
+
+
+@contextlib.contextmanager
+def _memory_named(batch_size: int, window: tuple[int, ...]) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        now = f"batch_size (now {batch_size}) or window (now {window})"
+        raise MedsegError(f"the device ran out of memory; lower {now}, or take device cpu") from None

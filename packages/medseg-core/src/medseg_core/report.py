@@ -1,0 +1,209 @@
+"""One offline page about an evaluation: numbers, pictures and surfaces in a single HTML file of at most 10 MB."""
+
+import base64
+import io
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from PIL import Image
+from plotly.offline import get_plotlyjs
+
+from medseg_core import figures
+from medseg_core.errors import MedsegError
+from medseg_core.evaluate import Evaluation
+from medseg_core.intervals import case_means, values_of
+from medseg_core.io import write_text
+
+MAX_BYTES = 10_000_000
+MAX_WIDTH_PX = 1600
+HEAVY_BYTES = 700_000
+MAX_CASES = 300
+SPARE_BYTES = 200_000
+TEMPLATE = "report.html.j2"
+
+log = logging.getLogger(__name__)
+
+Table = dict[str, Any]
+
+
+def write_report(
+    out: Path, evaluation: Evaluation, *, title: str, pictures: Sequence[Path] = (), notes: Sequence[str] = ()
+) -> Path:
+    """Write `out/report.html`: it needs no network and no other file, and prints every name as text.
+
+    Args:
+        title: the page's heading.
+        pictures: image files to embed (training curves, samples), in this order; those for which 10 MB leaves no room
+            are named on the page instead.
+        notes: sentences that a reader must see first, such as "trained without validation".
+
+    Raises:
+        MedsegError: a picture is not there, or the evaluation holds no row.
+    """
+    if not evaluation.rows:
+        raise MedsegError("the evaluation has no row: no structure is on either side of any case; check the labels")
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": _number, "measure": figures.title_of}
+    template = environment.from_string(files("medseg_core").joinpath(TEMPLATE).read_text(encoding="utf-8"))
+    page = _numbers(evaluation) | _drawn(evaluation) | {"title": title, "notes": list(notes)}
+    surfaces = _surfaces(evaluation)
+    bare = template.render(page | {"surfaces": surfaces, "plotly": _plotly(surfaces), "pictures": []})
+    room = MAX_BYTES - SPARE_BYTES - len(bare.encode())
+    page["pictures"] = []
+    for picture in map(Path, pictures):
+        embedded = _embedded(picture)
+        if room >= len(embedded):
+            room -= len(embedded)
+            page["pictures"].append({"name": picture.stem.replace("_", " "), "uri": embedded})
+        else:
+            page["notes"].append(f"{picture.name} was left out to keep this page under 10 MB")
+    whole = template.render(page | {"surfaces": surfaces, "plotly": _plotly(surfaces)})
+    out = Path(out)
+    write_text(out / "report.html", whole)
+    log.info("report: %s (%.1f MB)", out / "report.html", len(whole.encode()) / 1e6)
+    return out / "report.html"
+
+
+def _numbers(evaluation: Evaluation) -> dict[str, Any]:
+    """What the page says in figures."""
+    measures = evaluation.measures
+    main = "dice" if "dice" in measures else measures[0]
+    summary = evaluation.summary()
+    kinds = {kind: _tables(summary, kind) for kind in ("all", "group", "structure", "case")}
+    overall = (kinds["all"] or kinds["case"])[0]
+    for row in kinds["structure"]:
+        row["group"] = evaluation.groups.get(row["name"], "")
+    return {
+        "main": main,
+        "columns": [measure for measure in measures if measure != main],
+        "overall": overall,
+        "num_cases": len(evaluation.cases),
+        "num_structures": len(kinds["structure"]),
+        "num_values": sum(bool(row["name"]) for row in evaluation.rows),
+        "groups": kinds["group"],
+        "structures": kinds["structure"],
+        "whole_cases": kinds["case"] if kinds["all"] else [],
+        "baselines": [_beside(evaluation, name, main) for name in evaluation.baselines],
+        "cases": _cases(evaluation, main)[:MAX_CASES],
+        "about": evaluation.about,
+        "rates": figures.detection_rates(evaluation.rows) if main == "dice" else {},
+    }
+
+
+def _tables(summary: Sequence[Mapping[str, Any]], kind: str) -> list[Table]:
+    """One entry per name: its counts, and under `by` its summary per measure."""
+    tables: dict[str, Table] = {}
+    for entry in summary:
+        if entry["kind"] == kind:
+            table = tables.setdefault(entry["name"], {"name": entry["name"], "by": {}, "n": 0})
+            table["by"][entry["measure"]] = entry
+            table |= {"n_missed": entry["n_missed"], "n_invented": entry["n_invented"]}
+            table["n"] = max(table["n"], entry["n"])
+    return list(tables.values())
+
+
+def _beside(evaluation: Evaluation, name: str, main: str) -> Table:
+    """A baseline's overall mean and the paired difference to the model."""
+    baseline = evaluation.baselines[name]
+    overall = next((entry for entry in baseline.summary() if entry["measure"] == main), None)
+    try:
+        gap = evaluation.against(baseline, main)
+    except MedsegError:
+        gap = None
+    return {"name": name, "overall": overall, "gap": gap}
+
+
+def _cases(evaluation: Evaluation, main: str) -> list[Table]:
+    """Per case its mean and its misses, worst first."""
+    means = case_means(values_of([row for row in evaluation.rows if row["name"]] or evaluation.rows, main))
+    tables = {
+        case: {"name": case, "mean": means.get(case, math.nan), "n": 0, "missed": 0, "invented": 0}
+        for case in evaluation.cases
+    }
+    for row in evaluation.rows:
+        table = tables[row["case"]]
+        table["n"] += bool(row["name"])
+        if row["status"] in ("missed", "invented"):
+            table[row["status"]] += 1
+    return sorted(tables.values(), key=lambda table: (math.isnan(table["mean"]), table["mean"]))
+
+
+def _drawn(evaluation: Evaluation) -> dict[str, Any]:
+    """What the page shows in pictures."""
+    named = [row for row in evaluation.rows if row["name"]] or list(evaluation.rows)
+    main = "dice" if "dice" in evaluation.measures else evaluation.measures[0]
+    shown = [m for m in evaluation.measures if not m.startswith(("volume_", "area_", "specificity"))]
+    summary = evaluation.summary()
+    several = sum(entry["kind"] == "structure" and entry["measure"] == main for entry in summary) > 1
+    ranked = sorted((case for case in _cases(evaluation, main) if case["n"]), key=lambda case: case["mean"])
+    picked = {}
+    if ranked:
+        picked = {"worst": ranked[0]["name"], "median": ranked[(len(ranked) - 1) // 2]["name"]}
+    overlays = [
+        {"word": word, "case": case, "mean": next(c["mean"] for c in ranked if c["name"] == case), "uri": _embedded(path)}
+        for word, case in picked.items()
+        if (path := evaluation.pictures.get(case)) and (word == "worst" or case != picked["worst"])
+    ]
+    return {
+        "detection": _encoded(figures.detection(named)) if main == "dice" else "",
+        "distributions": _encoded(figures.distributions(named, shown)),
+        "ranking": _encoded(figures.ranking(summary, measure=main, groups=evaluation.groups)) if several else "",
+        "overlays": overlays,
+        "worst": evaluation.worst,
+    }
+
+
+def _surfaces(evaluation: Evaluation) -> Markup:
+    if evaluation.scene is None:
+        return Markup("")
+    config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["tableRotation"]}
+    # Plotly writes <, > and / in its data as escapes: a structure's name cannot end the script.
+    return Markup(evaluation.scene.to_html(full_html=False, include_plotlyjs=False, div_id="scene", config=config))
+
+
+def _plotly(surfaces: Markup) -> Markup:
+    return Markup(get_plotlyjs()) if surfaces else Markup("")
+
+
+def _encoded(figure: Figure, *, dpi: int = 130) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return _uri(buffer.getvalue(), "png")
+
+
+def _embedded(picture: Path) -> str:
+    """A picture file as a data URI: at most 1600 pixels wide, PNG, or JPEG where PNG is heavy."""
+    try:
+        with Image.open(picture) as opened:
+            opened.load()
+            pixels = opened.convert("RGB")
+    except OSError as error:
+        raise MedsegError(f"{picture} cannot be put into the report: {error}") from None
+    pixels.thumbnail((MAX_WIDTH_PX, 4 * MAX_WIDTH_PX))
+    buffer = io.BytesIO()
+    pixels.save(buffer, "png", optimize=True)
+    if buffer.tell() <= HEAVY_BYTES:
+        return _uri(buffer.getvalue(), "png")
+    buffer = io.BytesIO()
+    pixels.save(buffer, "jpeg", quality=88)
+    return _uri(buffer.getvalue(), "jpeg")
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _number(value: float | None) -> str:
+    """Three decimals up to one, then fewer; a dash where there is no number."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    size = abs(value)
+    return f"{value:.3f}" if size <= 1 else f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"

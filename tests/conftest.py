@@ -1,0 +1,40 @@
+"""What all tests share: where the real data is, which device, how many threads."""
+
+import inspect
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# before torch and numba are imported; also for the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
+os.environ.setdefault("MPLBACKEND", "agg")
+
+# a deadline fails at random on a busy machine, and a random example fails somebody else's change
+hypothesis.settings.register_profile("medseg", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("medseg")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    sources: dict[Path, str] = {}
+    for item in items:
+        if item.path not in sources:
+            sources[item.path] = inspect.getsource(item.module)
+        if "importorskip" in sources[item.path]:
+            item.add_marker("peer")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real scans, $MEDSEG_TEST_DATA."""
+    folder = os.environ.get("MEDSEG_TEST_DATA")
+    if not folder:
+        pytest.skip("needs real scans: $MEDSEG_TEST_DATA names no folder")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where tensors live, $MEDSEG_TEST_DEVICE."""
+    return os.environ.get("MEDSEG_TEST_DEVICE", "cpu")

@@ -1,0 +1,74 @@
+"""The 2D U-Net: `ModelChecks`, and the counts that the original printed."""
+
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from medseg_core.errors import MedsegError
+from medseg_core.testing.models import ModelChecks
+from medseg_totalseg.models import MODELS
+from medseg_totalseg.models.unet2d import UNet2d
+
+
+class TestUNet2d(ModelChecks):
+    model = UNet2d
+    small: ClassVar = {"in_channels": 2, "num_classes": 3, "widths": (4, 6, 8)}
+    shapes = ((2, 2, 16, 24), (1, 2, 4, 4), (1, 2, 12, 8))
+    bad_shapes = ((1, 2, 15, 16), (1, 2, 16, 18), (1, 2, 3, 1), (2, 2, 0, 4))
+    num_parameters = (({"in_channels": 1, "num_classes": 117}, 7_769_237), ({}, 7_769_270))
+
+
+def test_is_registered_under_its_name():
+    assert {"unet2d": UNet2d} == MODELS
+
+
+def test_a_size_that_cannot_be_halved_names_the_nearest_that_can():
+    with pytest.raises(MedsegError, match="250x300 must be a multiple of 16; try 240x288 or 256x304"):
+        UNet2d(1, 2, widths=(2, 2, 2, 2, 2))(torch.zeros(1, 1, 250, 300))
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 16, 16), (1, 16, 16), (1, 1, 16, 16, 16)])
+def test_other_inputs_than_slices_of_its_channels_are_refused(shape):
+    with pytest.raises(MedsegError, match=r"takes slices \(N, 1, H, W\), got"):
+        UNet2d(1, 2, widths=(2, 2))(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("arguments", [{"in_channels": 0}, {"num_classes": 0}, {"widths": ()}, {"widths": (4, 0)}])
+def test_channels_below_one_are_refused(arguments):
+    with pytest.raises(MedsegError, match="at least 1"):
+        UNet2d(**arguments)
+
+
+def test_starts_at_equal_probabilities():
+    torch.manual_seed(0)
+    with torch.no_grad():
+        probs = UNet2d(1, 5, widths=(8, 16, 32))(torch.randn(2, 1, 32, 32)).softmax(1)
+    np.testing.assert_allclose(probs, 0.2, atol=0.05)
+
+
+def test_each_stage_keeps_the_spread_of_what_it_gets():
+    """He et al. (2015): without normalisation a convolution after a ReLU keeps the mean square, in expectation."""
+    torch.manual_seed(0)
+    net = UNet2d(1, 2, widths=(64, 128))
+    x = torch.randn(2, 64, 32, 32)
+    with torch.no_grad():
+        conv = net.encode[1][0](x.relu())[..., 1:-1, 1:-1]
+        up = net.upsample[0](torch.randn(2, 128, 16, 16))
+    assert conv.square().mean() == pytest.approx(1, rel=0.15)
+    assert up.square().mean() == pytest.approx(1, rel=0.15)
+
+
+def test_learns_two_shapes_by_heart_in_forty_steps():
+    torch.manual_seed(0)
+    label = torch.zeros(1, 32, 32, dtype=torch.int64)
+    label[:, 4:12, 6:20], label[:, 18:28, 10:16] = 1, 2
+    image = (label == 1).float()[:, None] - (label == 2).float()[:, None] + 0.3 * torch.randn(1, 1, 32, 32)
+    net = UNet2d(1, 3, widths=(8, 16))
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    for _ in range(40):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(image), label).backward()
+        optimizer.step()
+    with torch.no_grad():
+        assert (net.eval()(image).argmax(1) == label).float().mean() > 0.98
