@@ -1,4 +1,6 @@
-"""How long `--help` takes, beside a Typer app with one command: `hatch run bench:startup`.
+"""How long `--help` takes, beside a Typer app with one command.
+
+    python benchmarks/startup.py [ROUNDS]
 
 The commands take turns, so that a busy moment of the machine meets all of them; the median of each is shown.
 """
@@ -20,13 +22,20 @@ app()
 COMMANDS = {
     "bare Typer app": [sys.executable, "-c", BARE, "--help"],
     "medseg": [sys.executable, "-c", "from medseg_core.cli import app; app()", "--help"],
-    "medseg totalseg train": [sys.executable, "-c", "from medseg_core.cli import app; app()", "totalseg", "train", "--help"],
+    "medseg totalseg train": [
+        sys.executable,
+        "-c",
+        "from medseg_core.cli import app; app()",
+        "totalseg",
+        "train",
+        "--help",
+    ],
     "medseg-totalseg": [sys.executable, "-c", "from medseg_totalseg.cli import app; app()", "--help"],
 }
 
 
 def seconds(commands: Mapping[str, Sequence[str]], *, rounds: int) -> dict[str, float]:
-    """Median wall-clock seconds of each command, in turns; the first round warms the disk's cache and is not counted."""
+    """Median wall-clock seconds of each command, in turns; the first round only warms up."""
     taken: dict[str, list[float]] = {name: [] for name in commands}
     for number in range(rounds + 1):
         for name, command in commands.items():

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -38,3 +39,9 @@ def data() -> Path:
 def device() -> str:
     """Where tensors live, $MEDSEG_TEST_DEVICE."""
     return os.environ.get("MEDSEG_TEST_DEVICE", "cpu")
+
+
+@pytest.fixture(scope="session")
+def uv() -> str:
+    """The uv that hatch uses, to build and install as users do."""
+    return os.environ.get("HATCH_UV") or shutil.which("uv") or pytest.skip("needs uv")

@@ -18,7 +18,10 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def public_names() -> str:
-    """Every module of every package: its functions, classes and constants; every command: its arguments and flags."""
+    """Every module of every package, with its functions and classes; every command, with its arguments and flags.
+
+    A constant is public where it is annotated; in bare capitals it is its module's own.
+    """
     lines = []
     for path in sorted((ROOT / "packages").glob("*/src/*/**/*.py")):
         module = ".".join(path.relative_to(ROOT / "packages").parts[2:]).removesuffix(".py").removesuffix(".__init__")
@@ -30,7 +33,7 @@ def public_names() -> str:
 
 
 def names_of(scope: ast.Module | ast.ClassDef) -> Iterator[str]:
-    """The public names of a module or class with their signatures, in the order of the source."""
+    """The public names of a module or class with their signatures, in the order of the source; aliases in CamelCase."""
     for node in scope.body:
         if isinstance(node, Function) and is_public(node.name):
             marks = [f"@{ast.unparse(mark)} " for mark in node.decorator_list if isinstance(mark, ast.Name)]
@@ -43,7 +46,7 @@ def names_of(scope: ast.Module | ast.ClassDef) -> Iterator[str]:
         elif isinstance(node, ast.AnnAssign) and is_public(ast.unparse(node.target)):
             yield f"{ast.unparse(node.target)}: {ast.unparse(node.annotation)}{default_of(node.value)}"
         elif isinstance(node, ast.Assign):
-            yield from (ast.unparse(name) for name in node.targets if is_public(ast.unparse(name)))
+            yield from (name for name in map(ast.unparse, node.targets) if name[0].isupper() and not name.isupper())
 
 
 def default_of(value: ast.expr | None) -> str:
@@ -54,7 +57,8 @@ def default_of(value: ast.expr | None) -> str:
 
 
 def is_public(name: str) -> bool:
-    return name == "__init__" or not (name.startswith("_") or name == "log")
+    special = name.startswith("__") and name.endswith("__") and name != "__post_init__"
+    return special or not name.startswith("_")
 
 
 def commands(module: str) -> Iterator[str]:
@@ -66,7 +70,7 @@ def commands(module: str) -> Iterator[str]:
 
 
 def written(param: Any) -> str:
-    """LIST of a parameter's spellings, in brackets where it may be left out."""
+    """How a parameter is spelt, in brackets where it may be left out."""
     spelt = "/".join([*param.opts, *param.secondary_opts])
     spelt = spelt if param.param_type_name == "option" else (param.metavar or spelt.upper())
     return spelt if param.required else f"[{spelt}]"
@@ -74,7 +78,12 @@ def written(param: Any) -> str:
 
 def test_public_names_are_those_written_down():
     change = difflib.unified_diff(
-        WRITTEN.read_text().splitlines(), public_names().splitlines(), "public_names.txt", "the sources", lineterm="", n=0
+        WRITTEN.read_text().splitlines(),
+        public_names().splitlines(),
+        "public_names.txt",
+        "the sources",
+        lineterm="",
+        n=0,
     )
     assert not list(change), "if this is meant: `hatch run names`, and a line in the changelog"
 

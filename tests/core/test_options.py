@@ -52,7 +52,9 @@ def test_a_bad_flag_value_gets_the_message_of_resolve():
 def test_resume_stands_alone_or_takes_a_checkpoint(flag):
     assert call("train", *flag, "D", "--out", "O").exit_code == 0
     assert seen["data"] == Path("D")
-    assert seen["resume"] == {0: "", 1: "last"}.get(len(flag) if flag != ["--resume=old.safetensors"] else 2, "old.safetensors")
+    assert seen["resume"] == {0: "", 1: "last"}.get(
+        len(flag) if flag != ["--resume=old.safetensors"] else 2, "old.safetensors"
+    )
 
 
 def test_every_setting_is_a_flag_with_its_default_in_help(monkeypatch):

@@ -196,7 +196,9 @@ def test_the_average_follows_with_the_stated_decay():
     before = trainer.model.weight.item()
     trainer.update([{"x": torch.ones(1, 1)}])
     after = trainer.model.weight.item()
-    assert trainer.average.weight.item() == pytest.approx(0.1 * before + 0.9 * after)  # warm-up: decay (1 + 0) / (10 + 0)
+    assert trainer.average.weight.item() == pytest.approx(
+        0.1 * before + 0.9 * after
+    )  # warm-up: decay (1 + 0) / (10 + 0)
 
 
 def test_a_frozen_part_keeps_its_weights_and_its_running_statistics():

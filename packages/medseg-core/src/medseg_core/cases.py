@@ -1,4 +1,4 @@
-"""Who is in a cohort: cases with their files, patients and splits; lists of them as JSON; splits that keep patients whole."""
+"""Who is in a cohort: cases with their files and patients, lists of them as JSON, splits that keep patients whole."""
 
 import hashlib
 import json
@@ -80,7 +80,9 @@ def write_cases(path: Path, cases: Sequence[Case]) -> None:
     entries = []
     for case in cases:
         files = {role: _portable(Path(file), home) for role, file in case.files.items()}
-        entries.append({"id": case.id, "files": files, "group": case.group, "split": case.split, "notes": {**case.notes}})
+        entries.append(
+            {"id": case.id, "files": files, "group": case.group, "split": case.split, "notes": {**case.notes}}
+        )
     write_text(path, json.dumps({"format": FORMAT, "cases": entries}, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -195,7 +197,9 @@ def _case(path: Path, number: int, entry: Any) -> Case:
             raise MedsegError(f"case {number} of {path}: {key} must be a {kinds[key].__name__}, got {str(value)[:80]}")
     wrong = [role for role, file in entry["files"].items() if not isinstance(file, str) or not file or "\0" in file]
     if wrong:
-        raise MedsegError(f"case {number} of {path}: file {wrong[0]!r} must be a path, got {entry['files'][wrong[0]]!r}")
+        raise MedsegError(
+            f"case {number} of {path}: file {wrong[0]!r} must be a path, got {entry['files'][wrong[0]]!r}"
+        )
     files = {role: path.parent / file for role, file in entry["files"].items()}
     try:
         return Case(**{**entry, "files": files})

@@ -6,16 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from medseg_core.cases import Case
 from medseg_core.config import as_dict
 from medseg_core.errors import MedsegError
+from medseg_core.io import write_text
 from medseg_core.progress import track
 
 JOURNAL = "journal.jsonl"
+FORMAT = 1
 Work = Callable[[Case], Mapping[str, Any] | None]
 
 log = logging.getLogger(__name__)
@@ -60,8 +62,9 @@ def for_each(
     settings = json.loads(json.dumps(as_dict(config) if is_dataclass(config) else config, default=_plain))
     journal = Path(out) / JOURNAL
     before = _begun(journal, settings)
-    skipped = [name for name in names if before.get(name, {}).get("status") == "done"]
-    todo = [case for case in cases if case.id not in set(skipped)]
+    known = {name for name, line in before.items() if line["status"] == "done"}
+    skipped = [name for name in names if name in known]
+    todo = [case for case in cases if case.id not in known]
     if skipped:
         log.info("%s: %d of %d cases are done already", out, len(skipped), len(cases))
     done: list[str] = []
@@ -96,10 +99,13 @@ def _in_turn(todo: Sequence[Case], work: Work) -> Iterator[tuple[Case, Any]]:
 def _spread(todo: Sequence[Case], work: Work, executor: Executor) -> Iterator[tuple[Case, Any]]:
     """Answers as they come. What goes wrong is raised last, when all that was running is told."""
     futures: dict[Future, Case] = {}
-    wrong: Exception | None = None
+    wrong: BaseException | None = None
     try:
-        for case in todo:
-            futures[executor.submit(work, case)] = case
+        try:
+            for case in todo:
+                futures[executor.submit(work, case)] = case
+        except BrokenExecutor as error:  # a worker died while cases were handed out
+            wrong = error
         for future in as_completed(futures):
             if future.cancelled():
                 continue
@@ -110,8 +116,6 @@ def _spread(todo: Sequence[Case], work: Work, executor: Executor) -> Iterator[tu
             wrong = wrong or error
             for waiting in futures:
                 waiting.cancel()
-    except BrokenExecutor as error:  # by submit, when a worker died while cases were handed out
-        wrong = error
     finally:
         for waiting in futures:
             waiting.cancel()
@@ -133,15 +137,37 @@ def _begun(journal: Path, settings: Any) -> dict[str, Mapping[str, Any]]:
     if lines[0]["config"] != settings:
         difference = _difference(lines[0]["config"], settings)
         raise MedsegError(f"{journal.parent} was begun with other settings: {difference}; take another folder")
+    _cut(journal)
     return {line["case"]: line for line in lines[1:]}
 
 
-def _append(journal: Path, line: Mapping[str, Any]) -> None:
-    """One line, on the disk when this returns; what a crash left half-written is cut off first."""
-    text = json.dumps(line, default=_plain) + "\n"
+def _cut(journal: Path) -> None:
+    """Takes off a last line that a crash left half-written."""
     try:
         with journal.open("rb+") as file:
-            content = mmap...
+            file.truncate(file.read().rfind(b"\n") + 1)
+    except OSError as error:
+        raise MedsegError(f"cannot write {journal}: {error.strerror}; run where it may be written") from None
+
+
+def _append(journal: Path, line: Mapping[str, Any]) -> None:
+    """One line, handed to the system when this returns."""
+    text = json.dumps(line, default=_plain) + "\n"
+    try:
+        with journal.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except OSError as error:
+        raise MedsegError(f"cannot write {journal}: {error.strerror}; free space and run the same again") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"work answered a {type(value).__name__}, which JSON does not hold")
+
+
 def _difference(before: Any, now: Any) -> str:
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return f"{before!r}, now {now!r}"
@@ -154,7 +180,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     try:
         whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         lines = [json.loads(line) for line in whole]
-        if lines and (lines[0]["format"] != 1 or any({"case", "status"} - set(line) for line in lines[1:])):
+        if lines and (
+            lines[0]["format"] != FORMAT
+            or "config" not in lines[0]
+            or any({"case", "status"} - set(line) for line in lines[1:])
+        ):
             raise ValueError("not written by this version")
         return lines
     except FileNotFoundError:
@@ -162,4 +192,6 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise MedsegError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise MedsegError(f"{path} is no journal of ours, or damaged ({error}); take another folder or remove it") from None
+        raise MedsegError(
+            f"{path} is no journal of ours, or damaged ({error}); take another folder or remove it"
+        ) from None

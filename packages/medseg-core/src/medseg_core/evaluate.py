@@ -22,14 +22,13 @@ from medseg_core import figures, scene
 from medseg_core.errors import MedsegError, meant
 from medseg_core.intervals import compare, resampled, summarise, values_of
 from medseg_core.io import write_text
-from medseg_core.metrics import count, scores
+from medseg_core.metrics import checked_pair, count, scores, status
 from medseg_core.surface import surface_metrics
 
 More = Callable[["Pair"], Mapping[str, float]]
 Baseline = Callable[["Pair"], np.ndarray]
 
 ABOUT = ("case", "label", "name", "status", "model")
-STATUS = {(True, True): "both", (False, True): "missed", (True, False): "invented", (False, False): "absent"}
 OVERLAP = ("dice", "iou", "sensitivity", "specificity", "precision")
 
 
@@ -167,12 +166,12 @@ def evaluate(
             surfaces of the worst case are kept for the report.
         groups: structure -> group.
         tolerance: of the NSD, in the unit of the pair.
-        convention: where a surface lies, "voxel" or "element" (see `medseg_core.surface`).
+        convention: where a surface lies, "voxel" or "surface" (see `medseg_core.surface`).
 
     Raises:
         MedsegError: a case is named twice, or a mask does not fit its label.
     """
-    labels = {int(i): name for i, name in labels.items() if int(i) != 0}
+    labels = _named_once(labels)
     how = {"tolerance": tolerance, "convention": convention}
     makers: dict[str, Baseline] = {"empty": _nothing, **(baselines or {})}
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("", *makers)}
@@ -181,9 +180,10 @@ def evaluate(
         if pair.id in gallery.cases:
             raise MedsegError(f"case {pair.id} comes twice; give every case a name of its own")
         pair = _checked(pair)  # noqa: PLW2901
-        for name, found in _score_all(pair, labels, makers, more, how).items():
+        scored = _score_all(pair, labels, makers, more, how)
+        for name, found in scored.items():
             rows[name] += found
-        gallery.add(pair, rows[""])
+        gallery.add(pair, scored[""])
         unit = pair.unit
         del pair
     if not gallery.cases:
@@ -222,33 +222,29 @@ def from_rows(rows: Sequence[Mapping[str, Any]], *, groups: Mapping[str, str] | 
     return replace(own[1], baselines=dict(others))
 
 
+def _named_once(labels: Mapping[int, str]) -> dict[int, str]:
+    """Without the background; every other id has a name of its own, by which its numbers are found again."""
+    named = {int(i): name for i, name in labels.items() if int(i) != 0}
+    ids_of: dict[str, int] = {}
+    for i, name in named.items():
+        if not name or name in ids_of:
+            raise MedsegError(f"id {i} is named {name!r}, as id {ids_of.get(name, i)}; give every id a name of its own")
+        ids_of[name] = i
+    return named
+
+
 def _checked(pair: Pair) -> Pair:
-    """The pair with whole-number arrays of one shape, or an error that names the case."""
-    mask, label = (np.asarray(array) for array in (pair.mask, pair.label))
-    if mask.shape != label.shape:
-        raise MedsegError(
-            f"case {pair.id}: the mask is {mask.shape} and the label {label.shape}; bring the mask to the label's grid "
-            "with resample(mask, label.grid, how='label')"
-        )
-    if label.ndim not in (2, 3):
-        raise MedsegError(f"case {pair.id}: a label of shape {label.shape}; give (X, Y, Z) or (H, W)")
-    if len(pair.spacing) != label.ndim or not all(s > 0 for s in pair.spacing):
-        raise MedsegError(f"case {pair.id}: spacing {pair.spacing} needs {label.ndim} positive numbers, one per axis")
+    """The pair with label maps of one shape, or an error that names the case."""
+    try:
+        mask, label = checked_pair(pair.mask, pair.label)
+    except MedsegError as error:
+        raise MedsegError(f"case {pair.id}: {error}") from None
+    if len(pair.spacing) != label.ndim or not all(0 < edge < math.inf for edge in pair.spacing):
+        raise MedsegError(f"case {pair.id}: spacing {pair.spacing} must be {label.ndim} positive lengths, one per axis")
     for name, image in pair.images.items():
         if image.shape[: label.ndim] != label.shape:
-            raise MedsegError(f"case {pair.id}: image {name!r} is {image.shape}, the label {label.shape}")
-    return replace(pair, mask=_whole(mask, pair.id), label=_whole(label, pair.id))
-
-
-def _whole(ids: np.ndarray, case: str) -> np.ndarray:
-    if ids.dtype == bool:
-        return ids.astype(np.uint8)
-    if ids.dtype.kind in "ui":
-        return ids
-    whole = ids.astype(np.int32)
-    if not np.array_equal(whole, ids):
-        raise MedsegError(f"case {case}: ids must be whole numbers, and the array holds {ids[whole != ids].flat[0]}")
-    return whole
+            raise MedsegError(f"case {pair.id}: image {name!r} has shape {image.shape} and the label {label.shape}")
+    return replace(pair, mask=mask, label=label)
 
 
 def _nothing(pair: Pair) -> np.ndarray:
@@ -269,33 +265,34 @@ def _score_all(
 
 
 def _score(pair: Pair, labels: Mapping[int, str], *, tolerance: float, convention: str) -> list[dict[str, Any]]:
-    counts = count(pair.mask, pair.label, ids=[i for i in labels if pair.known is None or i in pair.known])
-    overlap = scores(counts)
-    both = counts.ids[(counts.mask > 0) & (counts.label > 0)]
+    ids = [i for i in labels if pair.known is None or i in pair.known]
+    counts = count(pair.mask, pair.label, ids=ids)
+    states, overlap = status(counts), scores(counts)
     surface = surface_metrics(
-        pair.mask, pair.label, ids=both, spacing=pair.spacing, tolerance_mm=tolerance, convention=convention
+        pair.mask, pair.label, ids=ids, spacing=pair.spacing, tolerance_mm=tolerance, convention=convention
     )
-    place = {int(i): n for n, i in enumerate(both)}
-    size, head, tail = float(np.prod(pair.spacing)), "volume", f"{pair.unit}{len(pair.spacing)}"
-    if len(pair.spacing) == 2:
-        head = "area"
-    elif pair.unit == "mm":
-        size, tail = size / 1000, "ml"
+    head, size, tail = _size_of_voxel(pair)
+    columns = {
+        **{name: overlap[name] for name in OVERLAP},
+        f"{head}_ref_{tail}": counts.label * size,
+        f"{head}_pred_{tail}": counts.mask * size,
+        f"hd95_{pair.unit}": surface["hd95"],
+        f"assd_{pair.unit}": surface["assd"],
+        f"nsd_{tolerance:g}{pair.unit}": surface["nsd"],
+    }
     rows = []
-    for n, i in enumerate(map(int, counts.ids)):
-        on_mask, on_label = counts.mask[n] > 0, counts.label[n] > 0
-        row = {"case": pair.id, "label": i, "name": labels[i], "status": STATUS[on_mask, on_label]}
-        if on_mask or on_label:
-            distance = {name: surface[name][place[i]] for name in surface} if i in place else {"nsd": 0.0}
-            row |= {name: float(overlap[name][n]) for name in OVERLAP}
-            row |= {
-                f"{head}_ref_{tail}": float(counts.label[n] * size),
-                f"{head}_pred_{tail}": float(counts.mask[n] * size),
-            }
-            row |= {f"{name}_{pair.unit}": float(distance.get(name, math.nan)) for name in ("hd95", "assd")}
-            row[f"nsd_{tolerance:g}{pair.unit}"] = float(distance["nsd"])
-        rows.append(row)
+    for n, (i, state) in enumerate(zip(ids, states.tolist(), strict=True)):
+        row = {"case": pair.id, "label": i, "name": labels[i], "status": state}
+        rows.append(row if state == "absent" else row | {name: float(column[n]) for name, column in columns.items()})
     return rows
+
+
+def _size_of_voxel(pair: Pair) -> tuple[str, float, str]:
+    """What a number of voxels is called, what one is worth, and in which unit."""
+    size = math.prod(map(float, pair.spacing))
+    if len(pair.spacing) == 2:
+        return "area", size, f"{pair.unit}2"
+    return ("volume", size / 1000, "ml") if pair.unit == "mm" else ("volume", size, f"{pair.unit}3")
 
 
 class _Gallery:
@@ -320,7 +317,7 @@ class _Gallery:
         path = self.out / "pictures" / f"{len(self.cases):04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         self.pictures[pair.id] = figures.save(drawn, path)
-        dice = [row["dice"] for row in rows if row["case"] == pair.id and "dice" in row and row["name"]]
+        dice = [row["dice"] for row in rows if row["name"] and row["status"] != "absent"]
         if pair.label.ndim == 3 and dice and np.mean(dice) < self.lowest:
             self.lowest, self.worst = float(np.mean(dice)), pair.id
             place = {"spacing": pair.spacing, "affine": pair.affine, "unit": pair.unit}
@@ -332,7 +329,10 @@ def _measures(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
 
 
 def _floats(measures: Mapping[str, Any]) -> dict[str, float]:
-    return {name: math.nan if value in (None, "") else float(value) for name, value in measures.items()}
+    try:
+        return {name: math.nan if value in (None, "") else float(value) for name, value in measures.items()}
+    except (TypeError, ValueError):
+        raise MedsegError(f"measures must be numbers, None or empty: {dict(measures)}") from None
 
 
 def _strict(value: Any) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import StrMethodFormatter
 
 from medseg_core.io import replacing
 
@@ -55,7 +56,7 @@ def _colours() -> tuple[tuple[int, int, int], ...]:
     vivid = (lab[:, 0] > 0.42) & (lab[:, 0] < 0.93) & (np.hypot(lab[:, 1], lab[:, 2]) > 0.06)
     rgb = np.concatenate([np.array(OKABE_ITO), grid[vivid]])
     seen = [_oklab(_linear(rgb) @ np.array(eye).T) for eye in (np.eye(3), DEUTAN, PROTAN)]
-    weights = (1.0, 1.5, 1.5)
+    weights = (1.0, 2.5, 2.5)
     nearest = np.full(len(rgb), np.inf)
     chosen: list[int] = []
     for number in range(NUM_COLOURS):
@@ -80,7 +81,7 @@ def _oklab(linear: np.ndarray) -> np.ndarray:
     return np.cbrt(linear @ np.array(to_lms).T) @ np.array(to_lab).T
 
 
-def save(figure: Figure, path: Path, *, dpi: int = 110) -> Path:
+def save(figure: Figure, path: Path, *, dpi: int = 140) -> Path:
     """Write the figure (type by suffix: .png, .pdf, .svg), whole or not at all."""
     with replacing(Path(path)) as beside:
         figure.savefig(beside, dpi=dpi)
@@ -121,19 +122,15 @@ def distributions(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) ->
         values = np.array([row.get(measure, math.nan) for row in rows], float)
         values = values[np.isfinite(values)]
         _plain(axes)
-        axes.set_title(f"{title_of(measure)}   n {len(values)}", fontsize=10, color=INK, loc="left", parse_math=False)
+        told = f"n {len(values)}   median {np.median(values):.3g}" if len(values) else ""
+        axes.set_title(f"{title_of(measure)}", fontsize=10, color=INK, loc="left", parse_math=False)
+        axes.set_title(told, fontsize=8.5, color=MUTED, loc="right")
         if not len(values):
             axes.text(0.5, 0.5, "no value", ha="center", color=MUTED, transform=axes.transAxes)
             continue
-        inside_unit = values.min() >= 0 and values.max() <= 1
-        axes.hist(values, bins=np.linspace(0, 1, 21) if inside_unit else 20, color=ACCENT, alpha=0.85)
-        median = float(np.median(values))
-        axes.axvline(median, color=WARN, linewidth=1.4)
-        left = inside_unit and median > 0.5
-        axes.annotate(
-            f"median {median:.3g}", (median, 1), xycoords=("data", "axes fraction"), textcoords="offset points",
-            xytext=(-4 if left else 4, -11), ha="right" if left else "left", color=WARN, fontsize=8,
-        )  # fmt: skip
+        bins = np.linspace(0, 1, 21) if values.min() >= 0 and values.max() <= 1 else 20
+        axes.hist(values, bins=bins, color=ACCENT, alpha=0.85)
+        axes.axvline(float(np.median(values)), color=WARN, linewidth=1.4)
     for axes in panes[len(measures) :]:
         axes.set_axis_off()
     return figure
@@ -180,7 +177,7 @@ def ranking(
 
 
 def _told(row: Mapping[str, Any]) -> str:
-    words = [f"{row['mean']:.3g}", f"n {row['n']}"]
+    words = [f"{row['mean']:.3f}" if abs(row["mean"]) <= 1 else f"{row['mean']:.3g}", f"n {row['n']}"]
     words += [f"{row[key]} {word}" for key, word in (("n_missed", "missed"), ("n_invented", "invented")) if row[key]]
     return "  ".join(words)
 
@@ -206,15 +203,15 @@ def overlay(
         affine: index -> RAS+ mm; given one, the patient's right or front is on the left of the picture, and says so.
     """
     spacing = tuple(spacing) if spacing is not None else (1.0,) * label.ndim
-    known = np.array(sorted(i for i in names if i > 0))
-    label, mask = (np.where(np.isin(array, known), array, 0) for array in (label, mask))
+    known = np.zeros(1 + max(names, default=0), bool)
+    known[[i for i in names if i > 0]] = True
     volumes = [label, mask] if image is None else [label, mask, image]
     words, edges, aspect = "", ("", ""), spacing[0] / spacing[1]
     if label.ndim == 3:
-        volumes, words, edges, aspect = _slice(volumes, spacing, affine)
-    label, mask = volumes[0].astype(np.int64), volumes[1].astype(np.int64)
+        volumes, words, edges, aspect = _slice(volumes, known, spacing, affine)
+    label, mask = (np.where(_among(ids, known), ids, 0).astype(np.int64) for ids in volumes[:2])
     ground = None if image is None else _grey(volumes[2], window)
-    panes = [("label", _painted(label, ground, known)), ("mask", _painted(mask, ground, known))]
+    panes = [("label", _painted(label, ground)), ("mask", _painted(mask, ground))]
     panes = panes if ground is None else [("image", ground), *panes]
     shown = _largest(label, mask)
     height = PANE_INCHES * min(1.6, max(0.4, label.shape[0] * aspect / label.shape[1]))
@@ -238,19 +235,22 @@ def overlay(
 
 
 def _slice(
-    volumes: Sequence[np.ndarray], spacing: Sequence[float], affine: np.ndarray | None
+    volumes: Sequence[np.ndarray], known: np.ndarray, spacing: Sequence[float], affine: np.ndarray | None
 ) -> tuple[list[np.ndarray], str, tuple[str, str], float]:
     """The pictures (rows, columns) of the fullest slice; what it is; what lies left and on top; the pixels' aspect."""
     order = np.array([[0, 1], [1, 1], [2, 1]]) if affine is None else nib.orientations.io_orientation(affine)
     volumes = [nib.orientations.apply_orientation(volume, order) for volume in volumes]
     spacing = [spacing[int(i)] for i in np.argsort(order[:, 0])]
-    label, shape = volumes[0], volumes[0].shape
+    shape = volumes[0].shape
     thick = [i for i in range(3) if shape[i] == 1 or spacing[i] > 2 * np.median(spacing)]
     across = thick[0] if thick else 2
     rows_axis, columns_axis = (i for i in (2, 1, 0) if i != across)
-    filled = np.count_nonzero(label if label.any() else volumes[1], axis=(rows_axis, columns_axis))
-    place = int(filled.argmax()) if filled.any() else shape[across] // 2
-    pictures = [np.take(volume, place, axis=across).T[::-1] for volume in volumes]
+    label, mask = (
+        [np.count_nonzero(_among(ids, known)) for ids in np.moveaxis(volume, across, 0)] for volume in volumes[:2]
+    )
+    filled = label if any(label) else mask
+    place = int(np.argmax(filled)) if any(filled) else shape[across] // 2
+    pictures = [np.moveaxis(volume, across, 0)[place].T[::-1] for volume in volumes]
     aspect = spacing[rows_axis] / spacing[columns_axis]
     if affine is None:
         return pictures, f"slice {place + 1} of {shape[across]}", ("", ""), aspect
@@ -271,8 +271,12 @@ def _grey(picture: np.ndarray, window: tuple[float, float] | None) -> np.ndarray
     return grey[..., :3] if grey.ndim == 3 else np.repeat(grey[..., None], 3, axis=-1)
 
 
-def _painted(ids: np.ndarray, ground: np.ndarray | None, known: np.ndarray) -> np.ndarray:
-    colours = colour_table(known)[np.minimum(ids, known.max(initial=0))] / 255.0
+def _among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    return known[np.minimum(ids, len(known) - 1)] & (ids < len(known))
+
+
+def _painted(ids: np.ndarray, ground: np.ndarray | None) -> np.ndarray:
+    colours = colour_table(np.unique(ids))[ids] / 255.0
     strength = np.where(ids > 0, 0.6 if ground is not None else 1.0, 0.0)[..., None]
     return (np.zeros_like(colours) if ground is None else ground) * (1 - strength) + colours * strength
 
@@ -324,7 +328,7 @@ def _draw_series(axes: Axes, title: str, epochs: np.ndarray, lines: Mapping[str,
     axes.set_title(title, fontsize=10, color=INK, loc="left", parse_math=False)
     axes.set_xlabel("epoch", fontsize=9)
     if title == "learning rate":
-        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
     elif lines:
         _literal(axes.legend(frameon=False, fontsize=8).get_texts())
     _plain(axes, grid="both")
@@ -353,15 +357,18 @@ def title_of(measure: str) -> str:
         return f"{head.upper()} ({unit})"
     if head == "nsd":
         number = unit.rstrip("abcdefghijklmnopqrstuvwxyzµ")
-        return f"NSD ({number} {unit[len(number) :]})"
-    if head in ("volume_ref", "volume_pred"):
-        return f"Volume {'reference' if head.endswith('ref') else 'prediction'} ({unit})"
+        return f"NSD ({number}\u00a0{unit[len(number) :]})"
+    kind, _, side = head.partition("_")
+    if kind in ("volume", "area") and side in ("ref", "pred"):
+        return f"{'Ref.' if side == 'ref' else 'Pred.'} {kind} ({unit})"
     return words.get(measure, measure)
 
 
 def _plain(axes: Axes, *, grid: str = "y") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GRID)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set_color(MUTED)
     axes.tick_params(length=0, labelsize=8.5, colors=MUTED)
     axes.grid(visible=True, axis=grid, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -370,6 +377,7 @@ def _plain(axes: Axes, *, grid: str = "y") -> None:
 def _literal(texts: Iterable[Any]) -> None:
     for text in texts:
         text.set_parse_math(False)
+        text.set_color(MUTED)
 
 
 def _hex(label_id: int) -> str:

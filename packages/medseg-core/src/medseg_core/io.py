@@ -4,7 +4,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -80,11 +80,10 @@ def write_volume(volume: Volume, path: Path) -> None:
     header = _header(voxels, volume.affine)
     with replacing(path) as beside, beside.open("wb") as file:
         # neither name nor time in the stream: equal volumes, equal bytes
-        stream = file if path.suffix == ".nii" else igzip.IGzipFile("", "wb", 1, file, 0)
-        stream.write(header.binaryblock + bytes(4))
-        stream.write(memoryview(np.asfortranarray(voxels).T).cast("B"))
-        if stream is not file:
-            stream.close()
+        zipped = igzip.IGzipFile("", "wb", 1, file, 0) if path.suffix == ".gz" else nullcontext(file)
+        with zipped as stream:
+            stream.write(header.binaryblock + bytes(4))
+            stream.write(memoryview(np.asfortranarray(voxels).T).cast("B"))
 
 
 def read_picture(path: Path) -> Picture:
@@ -113,7 +112,7 @@ def read_picture(path: Path) -> Picture:
         raise MedsegError(f"{path} is no PNG, TIFF or JPEG picture; convert it") from None
     except Image.DecompressionBombError:
         raise MedsegError(f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS} pixels; cut it into tiles") from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError) as error:
         raise MedsegError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; save it again") from None
 
 
@@ -128,18 +127,17 @@ def write_picture(picture: Picture, path: Path) -> None:
         raise MedsegError(f"cannot write a picture to {path}; name it .png or .tif")
     pixels = np.ascontiguousarray(picture.pixels)
     pixels = np.where(pixels, np.uint8(255), np.uint8(0)) if pixels.dtype == bool else pixels
-    options = {}
-    if picture.pixel_nm and path.suffix.lower() != ".png":
-        options = {"resolution_unit": 3, "x_resolution": CM_NM / picture.pixel_nm}
-        options["y_resolution"] = options["x_resolution"]
-    try:
-        image = Image.fromarray(pixels)
-        with replacing(path) as beside:
-            image.save(beside, **options)
-    except (TypeError, KeyError, ValueError):
+    tiff = path.suffix.lower() != ".png"
+    kinds = {2: [np.uint8, np.uint16, *[np.float32] * tiff], 3: [np.uint8] * (pixels.shape[-1] in (2, 3, 4))}
+    if pixels.dtype not in kinds[pixels.ndim]:
         raise MedsegError(
-            f"{path} cannot hold {pixels.dtype} pixels of shape {pixels.shape}; use uint8, or uint16 grey"
-        ) from None
+            f"{path} cannot hold {pixels.dtype} pixels of shape {pixels.shape}; "
+            "use uint8 with up to 4 channels, uint16 in grey, or float32 in grey as .tif"
+        )
+    per_cm = CM_NM / picture.pixel_nm if picture.pixel_nm else 0.0
+    options = {"resolution_unit": 3, "x_resolution": per_cm, "y_resolution": per_cm} if per_cm and tiff else {}
+    with replacing(path) as beside:
+        Image.fromarray(pixels).save(beside, **options)
 
 
 @contextmanager
@@ -160,7 +158,8 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise MedsegError(f"cannot write {path}: {error.strerror or error}; nothing was left behind") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # renamed, or never made
+            beside.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

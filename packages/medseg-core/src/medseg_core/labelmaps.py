@@ -1,4 +1,4 @@
-"""Label maps as people keep them: one file of ids, a folder with a mask a structure, or released cases; by case name."""
+"""Label maps as people keep them: files of ids, folders with a mask a structure, released cases; by case name."""
 
 import json
 import logging
@@ -18,6 +18,7 @@ from medseg_core.volume import Volume
 LARGEST_ID = 2**16 - 1
 NAMES_FILE = "labels.json"
 IMAGE = "ct"  # `ct.nii.gz` beside masks is the scan they were drawn on
+NO_CASE = "uncertainty"  # a folder that predictions come with
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ class LabelMap:
         """The structures that somebody looked for, be they empty or not; None where the files do not say."""
         names = self.masks if self.masks is not None else self.ids
         return None if names is None else frozenset(names)
+
+    def names(self) -> frozenset[str]:
+        """As `annotated`, but empty where the files do not say."""
+        return self.annotated or frozenset()
 
     def read(self, ids: Mapping[str, int]) -> Volume:
         """One volume of the wanted ids, background 0.
@@ -107,7 +112,7 @@ def find_label_maps(root: Path, *, names: Collection[str] = ()) -> dict[str, Lab
         return {_case_of(root): _from_folder(_case_of(root), root)}
     found: dict[str, LabelMap] = {}
     for entry in sorted(root.iterdir()):
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name == NO_CASE:
             continue
         if entry.is_dir() and (_files(entry) or _files(entry / "segmentations")):
             one = _from_folder(entry.name, entry)
@@ -116,7 +121,9 @@ def find_label_maps(root: Path, *, names: Collection[str] = ()) -> dict[str, Lab
         else:
             continue
         if one.case in found:
-            raise MedsegError(f"{root} holds {one.case!r} twice, {found[one.case].path.name} and {entry.name}; keep one")
+            raise MedsegError(
+                f"{root} holds {one.case!r} twice, {found[one.case].path.name} and {entry.name}; keep one"
+            )
         found[one.case] = one
     if not found:
         raise MedsegError(f"{root} holds no label maps; it takes case.nii.gz, case/liver.nii.gz or case/segmentations/")
@@ -150,7 +157,9 @@ def read_labels(path: Path) -> dict[int, str]:
         if not 1 <= label <= LARGEST_ID:
             raise MedsegError(f"{path}: id {label} of {name!r} is outside 1..{LARGEST_ID}; 0 is the background")
         if not re.fullmatch(r"\w[\w .+()-]*", name):
-            raise MedsegError(f"{path}: {name!r} cannot name a mask's file; use letters, digits, '_', '-', '.' and spaces")
+            raise MedsegError(
+                f"{path}: {name!r} cannot name a mask's file; use letters, digits, '_', '-', '.' and spaces"
+            )
     if len(labels) < len(pairs) or len(set(labels.values())) < len(labels):
         raise MedsegError(f"{path} gives an id or a name twice; each structure needs one of its own")
     return dict(sorted(labels.items()))
@@ -167,15 +176,19 @@ def _lines(text: str) -> list[str]:
 
 def _pairs(content: Any) -> list[tuple[int, str]]:
     """(id, name) pairs of any of the shapes; none where it is none of them."""
-    if isinstance(content, list):
-        content = dict(zip(content, range(1, len(content) + 1), strict=True)) if _are(str, content) else {}
+    if isinstance(content, list) and _are(str, content):
+        return [(label, _bare(name)) for label, name in enumerate(content, 1)]
     if not isinstance(content, dict):
         return []
     if _are(int, content.values()):
-        return [(label, case_name(Path(name))) for name, label in content.items()]
+        return [(label, _bare(name)) for name, label in content.items()]
     if _are(str, content.values()) and all(re.fullmatch(r"-?\d+", key) for key in content):
-        return [(int(label), case_name(Path(name))) for label, name in content.items()]
+        return [(int(label), _bare(name)) for label, name in content.items()]
     return []
+
+
+def _bare(name: str) -> str:
+    return name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _are(kind: type, values: Collection[Any]) -> bool:

@@ -7,9 +7,10 @@ import dataclasses
 import inspect
 import json
 import logging
+import math
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,12 +117,36 @@ def flags(cls: type) -> Callable[[Callable], Callable]:
 
 
 def tell(numbers: Any, *, as_json: bool) -> None:
-    """Prints a command's numbers: as JSON for scripts, else a line per name."""
+    """Prints what a command found, a mapping or a list of mappings: as JSON for scripts, else a line each."""
     if as_json:
-        print(json.dumps(numbers, indent=2))  # noqa: T201
-        return
+        print(json.dumps(_strict(numbers), indent=2, allow_nan=False))  # noqa: T201
+    elif isinstance(numbers, list):
+        for entry in numbers:
+            print(": ".join(str(value) for value in entry.values() if value != ""))  # noqa: T201
+    else:
+        _tell_each(numbers)
+
+
+def _strict(value: Any) -> Any:
+    """JSON has no nan: what is undefined is null."""
+    if isinstance(value, Mapping):
+        return {key: _strict(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _tell_each(numbers: Mapping[str, Any]) -> None:
     for name, value in numbers.items():
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")  # noqa: T201
+
+
+def tell_failures(failed: Mapping[str, str]) -> None:
+    """Names every case that failed and why, and ends the command with exit code 1; nothing where none did."""
+    for case, why in failed.items():
+        print(f"failed: {case}: {why}", file=sys.stderr)  # noqa: T201
+    if failed:
+        raise typer.Exit(1)
 
 
 def _options(cls: type) -> list[inspect.Parameter]:

@@ -27,6 +27,7 @@ MAX_WIDTH_PX = 1600
 HEAVY_BYTES = 700_000
 MAX_CASES = 300
 SPARE_BYTES = 200_000
+SIZES = ("volume_", "area_")
 TEMPLATE = "report.html.j2"
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
     """What the page says in figures."""
     measures = evaluation.measures
     main = "dice" if "dice" in measures else measures[0]
+    sizes = [measure for measure in measures if measure.startswith(SIZES)]
     summary = evaluation.summary()
     kinds = {kind: _tables(summary, kind) for kind in ("all", "group", "structure", "case")}
     overall = (kinds["all"] or kinds["case"])[0]
@@ -83,7 +85,8 @@ def _numbers(evaluation: Evaluation) -> dict[str, Any]:
         row["group"] = evaluation.groups.get(row["name"], "")
     return {
         "main": main,
-        "columns": [measure for measure in measures if measure != main],
+        "scores": [measure for measure in measures if measure not in (main, "specificity", *sizes)],
+        "sizes": sizes,
         "overall": overall,
         "num_cases": len(evaluation.cases),
         "num_structures": len(kinds["structure"]),
@@ -140,7 +143,7 @@ def _drawn(evaluation: Evaluation) -> dict[str, Any]:
     """What the page shows in pictures."""
     named = [row for row in evaluation.rows if row["name"]] or list(evaluation.rows)
     main = "dice" if "dice" in evaluation.measures else evaluation.measures[0]
-    shown = [m for m in evaluation.measures if not m.startswith(("volume_", "area_", "specificity"))]
+    shown = [m for m in evaluation.measures if not m.startswith((*SIZES, "specificity"))]
     summary = evaluation.summary()
     several = sum(entry["kind"] == "structure" and entry["measure"] == main for entry in summary) > 1
     ranked = sorted((case for case in _cases(evaluation, main) if case["n"]), key=lambda case: case["mean"])
@@ -148,7 +151,12 @@ def _drawn(evaluation: Evaluation) -> dict[str, Any]:
     if ranked:
         picked = {"worst": ranked[0]["name"], "median": ranked[(len(ranked) - 1) // 2]["name"]}
     overlays = [
-        {"word": word, "case": case, "mean": next(c["mean"] for c in ranked if c["name"] == case), "uri": _embedded(path)}
+        {
+            "word": word,
+            "case": case,
+            "mean": next(c["mean"] for c in ranked if c["name"] == case),
+            "uri": _embedded(path),
+        }
         for word, case in picked.items()
         if (path := evaluation.pictures.get(case)) and (word == "worst" or case != picked["worst"])
     ]
@@ -206,4 +214,12 @@ def _number(value: float | None) -> str:
     if value is None or not np.isfinite(value):
         return "–"
     size = abs(value)
-    return f"{value:.3f}" if size <= 1 else f"{value:.2f}" if size < 10 else f"{value:.1f}" if size < 1000 else f"{value:,.0f}"
+    return (
+        f"{value:.3f}"
+        if size <= 1
+        else f"{value:.2f}"
+        if size < 10
+        else f"{value:.1f}"
+        if size < 1000
+        else f"{value:,.0f}"
+    )

@@ -3,6 +3,7 @@
 Separable maps (scaling, flips, axis order, shifts) go axis by axis; any other affine voxel by voxel.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,18 +34,13 @@ def sample(
     source, matrix = voxels.transpose(nearest), matrix[[*nearest, 3]]
     lines = _lines(matrix, source.shape, shape)
     if lines is None:
-        return _affine(source, matrix, shape, how, outside).astype(kept, copy=False)
+        return _by_voxel(source, matrix, shape, how=how, outside=outside).astype(kept, copy=False)
     inside = tuple(slice(line.start, line.stop) for line in lines)
-    whole = all(line.stop - line.start == n for line, n in zip(lines, shape, strict=True))
-    if how == "label" and not all(line.cut for line in lines):
-        return _affine(source, matrix, shape, how, outside)
-    if any(line.start == line.stop for line in lines):
-        return np.full(shape, _outside(voxels, how, outside), dtype=kept)
-    block = _separable(source, lines, cubic=how == "cubic").astype(kept, order="C", copy=False)
-    if whole:
-        return block.copy() if np.shares_memory(block, voxels) else block
+    if all(line.stop - line.start == num for line, num in zip(lines, shape, strict=True)):
+        return _by_axis(source, lines, how).astype(kept, order="C", copy=False)
     result = np.full(shape, _outside(voxels, how, outside), dtype=kept)
-    result[inside] = block
+    if all(line.at.size for line in lines):
+        result[inside] = _by_axis(source, lines, how)
     return result
 
 
@@ -55,7 +51,7 @@ class _Line:
     start: int
     stop: int
     cut: slice | None  # the inputs themselves, where outputs coincide with them
-    at: np.ndarray  # (stop - start,) input coordinates, clamped to the outermost centres
+    at: np.ndarray  # (stop - start,) input coordinates, kept between the outermost centres
 
 
 def _lines(matrix: np.ndarray, source: tuple[int, ...], shape: tuple[int, ...]) -> tuple[_Line, ...] | None:
@@ -79,6 +75,7 @@ def _line(scale: float, offset: float, source: int, num: int) -> _Line:
     if step and np.abs(at - place).max() <= SAME and (np.diff(place) == step).all():
         end = int(place[-1]) + step
         cut = slice(int(place[0]), end if end >= 0 else None, step)
+    at = np.where(np.abs(at - place) < SNAP, place, at)
     return _Line(start, stop, cut, np.clip(at, 0, source - 1))
 
 
@@ -88,53 +85,55 @@ def _outside(voxels: np.ndarray, how: str, outside: float | None) -> float:
     return 0 if how == "label" else np.fmin.reduce(voxels, axis=None)
 
 
-def _separable(source: np.ndarray, lines: tuple[_Line, ...], *, cubic: bool) -> np.ndarray:
-    """Copies first, then the axes that shrink most."""
-    real = np.float64 if source.dtype == np.float64 else np.float32
-    source = source[tuple(line.cut or slice(None) for line in lines)]
-    open_axes = [axis for axis, line in enumerate(lines) if not line.cut]
-    for axis in sorted(open_axes, key=lambda axis: len(lines[axis].at) / source.shape[axis]):
-        if cubic:
-            source = spline_filter1d(source, 3, axis=axis, output=real, mode="mirror")
-        index, weight = _table(lines[axis].at, source.shape[axis], cubic)
-        before, size, after = source.shape[:axis], source.shape[axis], source.shape[axis + 1 :]
-        out = np.empty((*before, len(index), *after), dtype=real)
-        num_before, num_after = int(np.prod(before)), int(np.prod(after))
-        _along(
-            _plain(source).reshape(num_before, size, num_after),
-            index,
-            weight,
-            out.reshape(num_before, len(index), num_after),
-        )
-        source = out
-    return source
+def _by_axis(source: np.ndarray, lines: tuple[_Line, ...], how: str) -> np.ndarray:
+    """Copies first, then the axes that shrink most. The answer is a new array."""
+    axes = [axis for axis, line in enumerate(lines) if not line.cut]
+    if axes and how == "label":
+        source = _plain(source)
+        tables = [_table(line.at, num, False) for line, num in zip(lines, source.shape, strict=True)]
+        out = np.empty([len(line.at) for line in lines], dtype=source.dtype)
+        _vote_by_axis(source, tuple(index for index, _ in tables), tuple(weight for _, weight in tables), out)
+        return out
+    taken = source[tuple(line.cut or slice(None) for line in lines)]
+    if not axes:
+        return taken.copy()
+    for axis in sorted(axes, key=lambda axis: len(lines[axis].at) / source.shape[axis]):
+        if how == "cubic":
+            taken = spline_filter1d(taken, 3, axis=axis, output=_real(source), mode="mirror")
+        index, weight = _table(lines[axis].at, taken.shape[axis], how == "cubic")
+        before, after = taken.shape[:axis], taken.shape[axis + 1 :]
+        out = np.empty((*before, len(index), *after), dtype=_real(source))
+        flat = (math.prod(before), -1, math.prod(after))
+        _along(_plain(taken).reshape(flat), index, weight, out.reshape(flat))
+        taken = out
+    return taken
 
 
-def _affine(
-    source: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], how: str, outside: float | None
+def _by_voxel(
+    source: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...], *, how: str, outside: float | None
 ) -> np.ndarray:
     filler = _outside(source, how, outside)
-    if how == "label":
-        out = np.full(shape, filler, dtype=source.dtype.newbyteorder("="))
-        if out.dtype == np.float16:
-            return _affine(source.astype(np.float32), matrix, shape, how, filler).astype(np.float16)
-        plain = _plain(source)
-        _vote(plain, matrix, out.view(plain.dtype))
-        return out
-    real = np.float64 if source.dtype == np.float64 else np.float32
     if how == "cubic":
-        source = spline_filter(source, 3, output=real, mode="mirror")
-    out = np.full(shape, filler, dtype=real)
-    _blend(_plain(source), matrix, how == "cubic", out)
+        source = spline_filter(source, 3, output=_real(source), mode="mirror")
+    source = _plain(source)
+    if how == "label":
+        out = np.full(shape, filler, dtype=source.dtype)
+        _vote(source, matrix, out)
+    else:
+        out = np.full(shape, filler, dtype=_real(source))
+        _blend(source, matrix, how == "cubic", out)
     return out
+
+
+def _real(source: np.ndarray) -> type[np.floating]:
+    return np.float64 if source.dtype.kind == "f" and source.dtype.itemsize >= 8 else np.float32
 
 
 def _plain(source: np.ndarray) -> np.ndarray:
     """Contiguous, native, and of a type that compiled code knows."""
-    if source.dtype == np.bool_:
-        return np.ascontiguousarray(source).view(np.uint8)
-    known = np.dtype(np.float32) if source.dtype == np.float16 else source.dtype.newbyteorder("=")
-    return np.ascontiguousarray(source, dtype=known)
+    if source.dtype.kind == "f":
+        return np.ascontiguousarray(source, dtype=_real(source))
+    return np.ascontiguousarray(source, dtype=np.uint8 if source.dtype.kind == "b" else source.dtype.newbyteorder("="))
 
 
 @njit(nogil=True, cache=True)
@@ -218,55 +217,61 @@ def _blend(source, matrix, cubic, out):
 
 @njit(nogil=True, cache=True)
 def _vote(source, matrix, out):
-    """The id with the largest linear weight among 8 neighbours; most cells hold one id and need no vote."""
-    at = np.empty(3)
+    """The winner of 8 neighbours; what lies outside keeps the value `out` came with."""
+    at, index, weight = np.empty(3), np.empty((3, 2), np.int64), np.empty((3, 2))
     ids, shares = np.empty(8, source.dtype), np.empty(8)
-    last_x, last_y, last_z = source.shape[0] - 1, source.shape[1] - 1, source.shape[2] - 1
     for x in range(out.shape[0]):
         for y in range(out.shape[1]):
-            i = j = k = -1
-            same = False
             for z in range(out.shape[2]):
                 if not _place(matrix, x, y, z, source.shape, at):
                     continue
-                if int(at[0]) != i or int(at[1]) != j or int(at[2]) != k:
-                    i, j, k = int(at[0]), int(at[1]), int(at[2])
-                    cell = source[i : min(i, last_x - 1) + 2, j : min(j, last_y - 1) + 2, k : min(k, last_z - 1) + 2]
-                    same = _uniform(cell)
+                for axis in range(3):
+                    _taps(at[axis], source.shape[axis], False, index[axis], weight[axis])
+                for n in range(8):
+                    i, j, k = n >> 2, (n >> 1) & 1, n & 1
+                    ids[n] = source[index[0, i], index[1, j], index[2, k]]
+                    shares[n] = weight[0, i] * weight[1, j] * weight[2, k]
+                out[x, y, z] = _winner(ids, shares)
+
+
+@njit(nogil=True, cache=True)
+def _vote_by_axis(source, index, weight, out):
+    """The winner of 8 neighbours. Most cells hold one id and need no vote; outputs in one cell look only once."""
+    ids, shares = np.empty(8, source.dtype), np.empty(8)
+    for x in range(out.shape[0]):
+        for y in range(out.shape[1]):
+            rows = source[index[0][x, 0]], source[index[0][x, 1]]
+            a, b = rows[0][index[1][y, 0]], rows[0][index[1][y, 1]]
+            c, d = rows[1][index[1][y, 0]], rows[1][index[1][y, 1]]
+            last, same = -1, False
+            for z in range(out.shape[2]):
+                k, m = index[2][z, 0], index[2][z, 1]
+                if k != last:
+                    last = k
+                    ids[0], ids[1], ids[2], ids[3] = a[k], a[m], b[k], b[m]
+                    ids[4], ids[5], ids[6], ids[7] = c[k], c[m], d[k], d[m]
+                    same = True
+                    for n in range(1, 8):
+                        same &= ids[n] == ids[0]
                 if same:
-                    out[x, y, z] = source[i, j, k]
-                else:
-                    out[x, y, z] = _winner(cell, at[0] - i, at[1] - j, at[2] - k, ids, shares)
+                    out[x, y, z] = ids[0]
+                    continue
+                for n in range(8):
+                    shares[n] = weight[0][x, n >> 2] * weight[1][y, (n >> 1) & 1] * weight[2][z, n & 1]
+                out[x, y, z] = _winner(ids, shares)
 
 
 @njit(nogil=True, cache=True)
-def _uniform(cell):
-    first = cell[0, 0, 0]
-    for i in range(cell.shape[0]):
-        for j in range(cell.shape[1]):
-            for k in range(cell.shape[2]):
-                if cell[i, j, k] != first:
-                    return False
-    return True
-
-
-@njit(nogil=True, cache=True)
-def _winner(cell, x, y, z, ids, shares):
-    num = 0
-    for i in range(cell.shape[0]):
-        for j in range(cell.shape[1]):
-            for k in range(cell.shape[2]):
-                share = (x if i else 1.0 - x) * (y if j else 1.0 - y) * (z if k else 1.0 - z)
-                at = 0
-                while at < num and ids[at] != cell[i, j, k]:
-                    at += 1
-                if at == num:
-                    ids[at], shares[at] = cell[i, j, k], 0.0
-                    num += 1
-                shares[at] += share
-    top = shares[:num].max()
-    best = -1
-    for at in range(num):
-        if shares[at] > top - SNAP and (best < 0 or ids[at] < ids[best]):
-            best = at
-    return ids[best]
+def _winner(ids, shares):
+    """The id with the largest share, the smallest of those that tie."""
+    best, most = ids[0], -1.0
+    for n in range(8):
+        share = 0.0
+        for m in range(8):
+            if ids[m] == ids[n]:
+                share += shares[m]
+        if share > 0.5 + SNAP:
+            return ids[n]
+        if share > most + SNAP or (share > most - SNAP and ids[n] < best):
+            best, most = ids[n], share
+    return best

@@ -90,8 +90,8 @@ class Arrays(Mapping[str, np.ndarray]):
             )
         file = self.folder / f"{name}.npy"
         try:
-            stat = file.stat()
-            return _opened(str(file), stat.st_ino, stat.st_mtime_ns)
+            about = file.stat()
+            return _opened(file, about.st_ino, about.st_mtime_ns)
         except OSError as error:
             raise MedsegError(f"cannot read {file}: {error.strerror or error}; prepare the case again") from None
         except (ValueError, EOFError):
@@ -111,8 +111,6 @@ class Arrays(Mapping[str, np.ndarray]):
 
 
 @lru_cache(maxsize=256)
-def _opened(file: str, inode: int, mtime_ns: int) -> np.ndarray:  # noqa: ARG001 a replaced file is another file
-    """Bounded: every map holds a file descriptor, and a process has 1024 of them where a cohort has thousands."""
-    if os.path.getsize(file) > 4096 or np.load(file, allow_pickle=False).size:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    return np.load(file, allow_pickle=False)  # nothing to map
+def _opened(file: Path, inode: int, mtime_ns: int) -> np.ndarray:  # noqa: ARG001 (a file put in its place is another)
+    """Bounded: a map holds a file descriptor, of which a process has 1024 where a cohort has thousands of arrays."""
+    return np.load(file, mmap_mode="r", allow_pickle=False)

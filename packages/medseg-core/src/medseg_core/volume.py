@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 
 from medseg_core.errors import MedsegError, meant
-from medseg_core.grid import Grid as Grid
+from medseg_core.grid import Grid
 from medseg_core.sampling import HOW, sample
 
 

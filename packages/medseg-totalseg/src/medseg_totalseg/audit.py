@@ -6,20 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-
 from medseg_core.cases import Case
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_volume
 from medseg_core.join import Joined, join_masks
 from medseg_core.progress import track
 from medseg_core.volume import Volume
+
 from medseg_totalseg.dataset import masks_of, names_of, scan
 from medseg_totalseg.labels import choose, mirror_pairs
+from medseg_totalseg.prepare import whole_hu
 
 AIR_HU = -200.0  # a scan without any voxel below this shows no air, neither around nor inside the patient
 HIGHEST_HU, LOWEST_HU = 3071.0, -1024.0  # what a 12-bit scanner can say
 APART_MM = 10.0  # left and right this far on the wrong sides are no midline structures
 FEW_VOXELS = 8
+FEW_SHARED = 0.001  # of the labelled voxels: rounding at borders
 
 Finding = dict[str, str]
 
@@ -99,7 +101,7 @@ def _check_scan(case: Case, ct: Volume, scans: dict[int, str]) -> Iterator[tuple
         yield "note", f"lowest value {low:g} is below air: padding outside the scanner's field"
     if high > HIGHEST_HU:
         yield "warning", f"highest value {high:g} is beyond {HIGHEST_HU:g} HU: metal, or a wrong slope"
-    same = scans.setdefault(zlib.crc32(np.ascontiguousarray(voxels.T)), case.id)
+    same = scans.setdefault(zlib.crc32(np.ascontiguousarray(whole_hu(voxels).T)), case.id)
     if same != case.id:
         yield "warning", f"the same scan as {same}; keep the two in one split, or remove one"
 
@@ -119,7 +121,8 @@ def _check_overlap(joined: Joined, labels: Mapping[int, str]) -> Iterator[tuple[
     shared, all_labelled = (int(np.count_nonzero(layer)) for layer in joined.layers[1::-1])
     pairs = sorted(joined.overlaps.items(), key=lambda pair: -pair[1])
     said = _some([f"{labels[a]} and {labels[b]} {num}" for (a, b), num in pairs])
-    yield "warning", f"{shared} voxels ({shared / all_labelled:.2%}) lie in more than one structure: {said}"
+    severity = "note" if shared < FEW_SHARED * all_labelled else "warning"
+    yield severity, f"{shared} voxels ({shared / all_labelled:.2%}) lie in more than one structure: {said}"
 
 
 def _check_sides(label: Volume, labels: Mapping[int, str]) -> Iterator[tuple[str, str]]:

@@ -1,10 +1,11 @@
 """`medseg totalseg`: flags, one config, one call each."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from medseg_core.options import App, Json, Out, Overwrite, Resume, Splits, flags, tell
+from medseg_core.errors import MedsegError
+from medseg_core.options import App, Json, Out, Overwrite, Resume, Splits, flags, tell, tell_failures
 
 from medseg_totalseg.settings import EvaluateConfig, PredictConfig, PrepareConfig, TotalsegConfig
 
@@ -25,13 +26,18 @@ Seed = Annotated[int, typer.Option("--seed", min=0, help="Where all randomness s
 def check(
     data: Data,
     labels: Annotated[str, typer.Option("--labels", help="official, folder, or a FILE.")] = "official",
+    missing: Annotated[
+        str, typer.Option("--missing", help="What a structure without a file is: empty or ignore.")
+    ] = "empty",
     as_json: Json = False,
 ) -> None:
     """Say all that is wrong with DATA, before any work."""
     from medseg_totalseg.audit import check as audit
-    from medseg_totalseg.audit import show
 
-    show(audit(data, labels=labels), as_json=as_json)
+    findings = audit(data, labels=labels, missing=missing)
+    tell(findings, as_json=as_json)
+    if any(finding["severity"] == "error" for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -45,8 +51,8 @@ def prepare(data: Data, config: PrepareConfig, out: Out, as_json: Json = False) 
     from medseg_totalseg.prepare import read_cohort
 
     outcome = run(data, out, config)
-    tell(read_cohort(out).facts() | outcome.facts(), as_json=as_json)
-    outcome.raise_if_failed()
+    tell({**read_cohort(out).facts(), **_counts(outcome)}, as_json=as_json)
+    tell_failures(outcome.failed)
 
 
 @app.command()
@@ -94,8 +100,8 @@ def predict(
     from medseg_totalseg.predict import predict_files
 
     outcome = predict_files(image, model, out, config, overwrite=overwrite)
-    tell(outcome.facts(), as_json=as_json)
-    outcome.raise_if_failed()
+    tell(_counts(outcome), as_json=as_json)
+    tell_failures(outcome.failed)
 
 
 @app.command()
@@ -125,15 +131,16 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score PRED against REF, or a RUN on DATA: tables, pictures, surfaces in 3D, one offline report.html."""
-    from medseg_totalseg.evaluate import evaluate_files, evaluate_run
+    from medseg_totalseg.evaluate import evaluate_files, evaluate_run, headline
 
-    if data and model:
-        evaluation = evaluate_run(data, model, out, config, split=split, overwrite=overwrite)
-    elif pred and ref:
-        evaluation = evaluate_files(pred, ref, out, config, images=images, overwrite=overwrite)
+    if data and model and not (pred or ref):
+        evaluation, failed = evaluate_run(data, model, out, config, split=split, overwrite=overwrite)
+    elif pred and ref and not (data or model):
+        evaluation, failed = evaluate_files(pred, ref, out, config, images=images, overwrite=overwrite)
     else:
-        raise typer.BadParameter("give PRED and REF, or --data DATA with --model RUN")
-    tell(evaluation, as_json=as_json)
+        raise MedsegError("evaluate takes PRED and REF, or --data DATA with --model RUN, and not both")
+    tell({**headline(evaluation), "report": str(out / "report.html")}, as_json=as_json)
+    tell_failures(failed)
 
 
 @app.command()
@@ -153,3 +160,7 @@ def demo(
     from medseg_totalseg.demo import demo as run
 
     tell(run(out, quick=quick), as_json=False)
+
+
+def _counts(outcome: Any) -> dict[str, Any]:
+    return {"done": len(outcome.done), "skipped": len(outcome.skipped), "failed": len(outcome.failed)}

@@ -24,8 +24,8 @@ def discover(data: Path) -> list[Case]:
         data: holds `<any name>/{ct.nii.gz,segmentations/<name>.nii.gz}` and maybe `meta.csv`, or is one such case.
 
     Returns:
-        Cases with the files `ct` and `segmentations` (a folder), the case itself as group (a released case is a patient;
-        a column `patient` in meta.csv says otherwise), and the split that meta.csv gives, or "".
+        Cases with the files `ct` and `segmentations` (a folder), and the split that meta.csv gives, or "". A case is a
+        patient, its own group, unless a column `patient` in meta.csv says otherwise.
 
     Raises:
         MedsegError: no case there, or a meta.csv that cannot be read.

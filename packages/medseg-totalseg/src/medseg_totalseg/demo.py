@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medseg_totalseg.evaluate import evaluate_run
+from medseg_totalseg.evaluate import evaluate_run, headline
 from medseg_totalseg.phantom import phantom
 from medseg_totalseg.settings import EvaluateConfig, TotalsegConfig
 from medseg_totalseg.train import train
@@ -22,5 +22,5 @@ def demo(out: Path, *, quick: bool = False) -> Mapping[str, Any]:
     data = phantom(out / "data", num_cases=4 if quick else 8)
     config = TotalsegConfig(epochs=2 if quick else 12, size=64, widths=(8, 16, 32, 64) if quick else (16, 32, 64, 128))
     train(data, out / "run", config, resume="last")
-    summary = evaluate_run(data, [out / "run"], out, EvaluateConfig())
-    return {**summary, "minutes": (time.monotonic() - begun) / 60}
+    evaluation, _ = evaluate_run(data, [out / "run"], out, EvaluateConfig())
+    return {**headline(evaluation), "report": str(out / "report.html"), "minutes": (time.monotonic() - begun) / 60}

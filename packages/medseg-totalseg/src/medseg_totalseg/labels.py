@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from medseg_core.errors import MedsegError, meant
@@ -95,14 +96,14 @@ def choose(names: Iterable[str], how: str | Path = "official") -> dict[int, str]
     if str(how) == "folder":
         return dict(enumerate(sorted(wanted), 1))
     lists = CLASS_LISTS if str(how) == "official" else {str(how): read_labels(Path(how))}
-    for labels in lists.values():
-        if wanted <= set(labels.values()):
-            return dict(labels)
-    version, labels = min(lists.items(), key=lambda item: len(wanted - set(item[1].values())))
-    unknown = _named(sorted(wanted - set(labels.values())), labels.values())
-    fix = "--labels folder takes the names as they are, --labels FILE your own list"
-    where = f"neither official list; nearest is {version}, without" if str(how) == "official" else f"{version}, without"
-    raise MedsegError(f"not all names of the masks are in {where} {unknown}; {fix}")
+    unknown = {which: sorted(wanted - set(labels.values())) for which, labels in lists.items()}
+    best = min(lists, key=lambda which: len(unknown[which]))
+    if unknown[best]:
+        said = _with_nearest(unknown[best], lists[best].values())
+        fix = "--labels folder takes the names as they are, --labels FILE a list of your own"
+        which = "both official class lists lack" if len(lists) > 1 else f"class list {best} lacks"
+        raise MedsegError(f"{which} names that masks have ({best}: {said}); {fix}")
+    return dict(lists[best])
 
 
 def select(labels: Mapping[int, str], structures: Sequence[str]) -> dict[int, str]:
@@ -158,10 +159,10 @@ def _other_side(name: str) -> str:
     return re.sub(r"(?<![A-Za-z])([Ll]eft|[Rr]ight)(?![A-Za-z])", lambda side: swap[side[0]], name)
 
 
-def _named(unknown: Sequence[str], known: Collection[str]) -> str:
-    said = [repr(name) + meant(name, known).replace("; did you mean ", " (did you mean ").replace("?", "?)") for name in unknown]
-    more = f" and {len(said) - NAMED_AT_ONCE} more" * (len(said) > NAMED_AT_ONCE)
-    return ", ".join(said[:NAMED_AT_ONCE]) + more
+def _with_nearest(unknown: Sequence[str], known: Collection[str]) -> str:
+    near = {name: get_close_matches(name, known, n=1) for name in unknown[:NAMED_AT_ONCE]}
+    said = [f"{name} (nearest: {match[0]})" if match else name for name, match in near.items()]
+    return ", ".join(said) + f" and {len(unknown) - NAMED_AT_ONCE} more" * (len(unknown) > NAMED_AT_ONCE)
 
 
 _OFFICIAL = frozenset(name for labels in CLASS_LISTS.values() for name in labels.values())

@@ -1,4 +1,4 @@
-"""A small CT cohort with analytic organs, written as a released TotalSegmentator folder: truth is known without a grid."""
+"""A small CT cohort with analytic organs, written as a released folder: the truth is known without any grid."""
 
 import csv
 import io
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
-
 from medseg_core.cases import Case
 from medseg_core.cohort import for_each
 from medseg_core.errors import MedsegError
 from medseg_core.grid import Grid
 from medseg_core.io import write_text, write_volume
 from medseg_core.volume import Volume
+from scipy.ndimage import gaussian_filter
+
 from medseg_totalseg.labels import CLASS_LISTS
 
 FIELD_MM = (320.0, 230.0, 320.0)
@@ -58,7 +58,9 @@ _MODEL: tuple[tuple[str, float, tuple, tuple], ...] = (
 )
 _IDS = {name: label for label, name in CLASS_LISTS["v2"].items()}
 
-PHANTOM_LABELS: dict[int, str] = {_IDS[name]: name for name in sorted({s[0] for s in _MODEL} & _IDS.keys(), key=_IDS.get)}
+PHANTOM_LABELS: dict[int, str] = {
+    _IDS[name]: name for name in sorted({s[0] for s in _MODEL} & _IDS.keys(), key=_IDS.get)
+}
 """id -> name of the structures in a phantom, as TotalSegmentator v2 counts them."""
 
 
@@ -92,11 +94,15 @@ class Anatomy:
 
     def labels_at(self, points_mm: np.ndarray) -> np.ndarray:
         """(..., 3) places in RAS+ mm -> (...) uint8 label ids of TotalSegmentator v2."""
-        return self._paint(points_mm, np.uint8(0), [np.uint8(_IDS.get(s.name, 0)) for s in self.structures], np.uint8(0))
+        return self._paint(
+            points_mm, np.uint8(0), [np.uint8(_IDS.get(s.name, 0)) for s in self.structures], np.uint8(0)
+        )
 
     def hu_at(self, points_mm: np.ndarray) -> np.ndarray:
         """(..., 3) places in RAS+ mm -> (...) float32 HU, without noise."""
-        return self._paint(points_mm, np.float32(AIR_HU), [np.float32(s.hu) for s in self.structures], np.float32(FAT_HU))
+        return self._paint(
+            points_mm, np.float32(AIR_HU), [np.float32(s.hu) for s in self.structures], np.float32(FAT_HU)
+        )
 
     def _paint(self, points_mm: np.ndarray, outside: np.generic, inks: list[Any], body: np.generic) -> np.ndarray:
         inside = self.body.contains(points_mm * (1, 1, 0))

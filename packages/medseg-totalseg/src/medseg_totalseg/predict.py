@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from medseg_totalseg.models import MODELS
 from medseg_totalseg.settings import PredictConfig
 from medseg_totalseg.slices import normalise
 
-STRIDE = 16  # planes go through the network whole, padded to a multiple of this
 WHOLE = 768  # pixels of an edge; a larger plane is worked off in windows
 
 
@@ -74,10 +73,10 @@ class Predictor:
             raise MedsegError("the image holds voxels that are NaN or infinite; set them to -1024 first")
         grid = image.grid.oriented(self.card.grid["orientation"], tuple(self.card.grid["spacing_mm"]))
         there = normalise(resample(image, grid).voxels, self.card.intensity)
-        answer = infer(
-            lambda x_NCHW1: self.net(x_NCHW1[..., 0])[..., None],
-            there[None],
-            window=(*(_edge(n, self.card.grid["size"]) for n in grid.shape[:2]), 1),
+        answer = infer_planes(
+            self.net,
+            there,
+            self.card,
             reduce=reduce,
             overlap=self.config.overlap,
             batch_size=self.config.batch_size,
@@ -94,15 +93,36 @@ class Predictor:
         return resample(Volume(ids, grid.affine), image.grid, how="label")
 
 
+def infer_planes(net: Net, image: np.ndarray, card: Card, *, reduce: Reduce, **more: Any) -> np.ndarray:
+    """A 2D network run over every axial plane of a normalised image (X, Y, Z): `reduce`'s answer, (..., X, Y, Z).
+
+    A plane goes through whole, padded to what the network can halve, unless it is very large.
+    """
+    stride = 2 ** (len(card.arguments["widths"]) - 1)
+    window = [-(-n // stride) * stride if n <= WHOLE else card.grid["size"] for n in image.shape[:2]]
+    return infer(
+        lambda x_NCHW1: net(x_NCHW1[..., 0])[..., None], image[None], window=(*window, 1), reduce=reduce, **more
+    )
+
+
 def predict_files(
-    image: Path, models: Sequence[Path], out: Path, config: PredictConfig, *, overwrite: bool = False
+    image: Path,
+    models: Sequence[Path],
+    out: Path,
+    config: PredictConfig,
+    *,
+    only: Collection[str] | None = None,
+    overwrite: bool = False,
 ) -> Outcome:
     """Masks of one scan or of a folder of scans, as `out/<case>.nii.gz` or `out/<case>/<structure>.nii.gz`.
 
     Beside them lie labels.json, a label file for ITK-SNAP and a colour table for 3D Slicer. What the same call has
     finished before is skipped; a case that fails is told in the outcome and costs only itself.
+
+    Args:
+        only: names of the cases to predict; None takes all.
     """
-    cases = find_images(image)
+    cases = [case for case in find_images(image) if only is None or case.id in only]
     predictor = Predictor(*models, config=config)
     if overwrite:
         (out / "journal.jsonl").unlink(missing_ok=True)
@@ -124,10 +144,11 @@ def find_images(path: Path) -> list[Case]:
         files = sorted(path.glob("*/ct.nii.gz")) or sorted([*path.glob("*.nii.gz"), *path.glob("*.nii")])
     if not files:
         raise MedsegError(f"{path} holds no scan; give a .nii.gz file, or a folder of them or of s0000/ct.nii.gz")
-    return [
-        Case(file.parent.resolve().name if file.name == "ct.nii.gz" else case_name(file), {"ct": file})
-        for file in files
-    ]
+    return [Case(id=_case_of(file), files={"ct": file}) for file in files]
+
+
+def _case_of(file: Path) -> str:
+    return file.resolve().parent.name if file.name == "ct.nii.gz" else case_name(file)
 
 
 def _predict_case(case: Case, *, predictor: Predictor, out: Path) -> Mapping[str, Any]:
@@ -146,11 +167,6 @@ def _predict_case(case: Case, *, predictor: Predictor, out: Path) -> Mapping[str
         write_volume(mask, out / f"{case.id}.nii.gz")
     found = [predictor.labels[i] for i in np.unique(mask.voxels).tolist() if i]
     return {"seconds": round(time.monotonic() - begun, 2), "structures": found}
-
-
-def _edge(pixels: int, size: int) -> int:
-    """The window along an axis: the whole plane where it fits, for then nothing is worked off twice."""
-    return -(-pixels // STRIDE) * STRIDE if pixels <= WHOLE else max(size, WHOLE // 2)
 
 
 def _common_card(cards: Sequence[Card], runs: Sequence[Path]) -> Card:

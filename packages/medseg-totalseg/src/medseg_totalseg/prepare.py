@@ -1,15 +1,16 @@
 """From a released folder to a cache: per case one image and one label map on the cohort's grid, read plane by plane.
 
-    CACHE/dataset.json              labels, spacing, missing policy, overlap, failed cases
-    CACHE/journal.jsonl             what is done; the same call goes on where it was
-    CACHE/<case>/{image,label}.npy  int16 HU and label ids, (X, Y, Z) in RAS; `[:, :, k]` is one read from the disk
-    CACHE/<case>/label2.npy, ...    further structures of voxels that lie in several
-    CACHE/<case>/about.json         source grid, annotated ids, voxels per id, overlaps
+CACHE/dataset.json              labels, spacing, missing policy, overlap, failed cases
+CACHE/journal.jsonl             what is done; the same call goes on where it was
+CACHE/<case>/{image,label}.npy  int16 HU and label ids, (X, Y, Z) in RAS; `[:, :, k]` is one read from the disk
+CACHE/<case>/label2.npy, ...    further structures of voxels that lie in several
+CACHE/<case>/about.json         source grid, voxels per id, overlaps, annotated ids (null: all of them)
 """
 
 import json
 import logging
 import multiprocessing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import nullcontext
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from medseg_core.cases import Case
 from medseg_core.cohort import Outcome, for_each
 from medseg_core.config import as_dict
@@ -29,6 +29,7 @@ from medseg_core.join import Joined, join_masks
 from medseg_core.progress import track
 from medseg_core.store import Arrays, write_arrays
 from medseg_core.volume import Volume, resample
+
 from medseg_totalseg.dataset import discover, masks_of, names_of
 from medseg_totalseg.labels import choose, select
 from medseg_totalseg.settings import PrepareConfig
@@ -84,8 +85,8 @@ class _Plan:
 def prepare(data: Path, out: Path, config: PrepareConfig, *, executor: Executor | None = None) -> Outcome:
     """Packs the masks of each case into one label map beside its image, on one orientation and spacing.
 
-    Finished cases are skipped, a bad one costs only itself. Where masks overlap, the largest id has the voxel in `label`,
-    the next in `label2`; the share is counted and told, for it decides between exclusive classes and one yes or no each.
+    Finished cases are skipped, a bad one costs only itself. Where masks overlap, the largest id has the voxel in
+    `label`, the next in `label2`; the share is counted and told, for the head of a network depends on it.
 
     Args:
         data: a released folder, or a single case.
@@ -95,18 +96,160 @@ def prepare(data: Path, out: Path, config: PrepareConfig, *, executor: Executor 
     Raises:
         MedsegError: no cases, names that no class list holds, or a cache of other settings or of other scans.
     """
-    data, out = Path(data), Path(out)
+    out = Path(out)
     cases = discover(data)
-    plan = _plan(cases, out, config)
-    settings = {k: v for k, v in as_dict(config).items() if k != "workers"} | {"ids": sorted(plan.labels)}
-    own = _pool(config.workers) if executor is None and config.workers > 1 else nullcontext(executor)
-    with own as pool:
-        work = partial(prepare_case, out=out, plan=plan)
-        outcome = for_each(cases, work, out=out, config=settings, executor=pool)
-    _check_same_scans([case for case in cases if case.id in outcome.skipped], out)
-    done = [case for case in cases if case.id not in outcome.failed]
-    overlap = _overlap(Arrays(out / case.id).about for case in done)
-    failed = {name: reason for name, reason in outcome.failed.items()}
-    _write_dataset(out, plan, config, overlap=overlap, cases=[c.id for c in done], failed=failed)
-    log.info("%s of the labelled voxels lie in more than one structure", f"{overlap:.2%}")
+    names = names_of(cases)
+    if not names:
+        raise MedsegError(f"{data}: no case holds a mask; put {cases[0].id}/segmentations/<name>.nii.gz there")
+    labels = select(choose(names, config.labels), config.structures)
+    settings = {k: v for k, v in as_dict(config).items() if k != "workers"} | {"names": sorted(labels.values())}
+    plan = _Plan(labels, _spacing(cases, out, config), config.missing)
+    if not is_cache(out):
+        _write_dataset(out, plan, {})
+    pool = _pool(config.workers) if executor is None and config.workers > 1 else nullcontext(executor)
+    with pool as chosen:
+        outcome = for_each(cases, partial(_prepare_case, out=out, plan=plan), out=out, config=settings, executor=chosen)
+    _write_dataset(out, plan, {"failed": dict(outcome.failed), **_summary(cases, outcome, out)})
     return outcome
+
+
+def _prepare_case(case: Case, *, out: Path, plan: _Plan) -> Mapping[str, Any]:
+    """One case into `out/<id>`."""
+    ct = read_volume(case.files["ct"])
+    if ct.voxels.dtype.kind == "f" and not np.isfinite(ct.voxels).all():
+        raise MedsegError(f"{case.files['ct']} holds voxels that are no numbers (NaN or infinite); export it again")
+    masks = masks_of(case)
+    if not masks:
+        raise MedsegError(f"{case.files['segmentations']} holds no masks; put <name>.nii.gz there, or remove the case")
+    files = {label: masks[name] for label, name in plan.labels.items() if name in masks}
+    joined = join_masks(files, ct.grid)
+    grid = ct.grid.oriented(ORIENTATION, plan.spacing_mm)
+    arrays = {"image": np.asfortranarray(whole_hu(resample(ct, grid).voxels))}
+    for number, layer in enumerate(joined.layers, 1):
+        name = "label" if number == 1 else f"label{number}"
+        arrays[name] = np.asfortranarray(resample(Volume(layer, ct.affine), grid, how="label").voxels)
+    annotated = sorted(files) if plan.missing == "ignore" else None
+    about = _about(case, ct, joined) | {"affine": grid.affine.tolist(), "annotated": annotated}
+    write_arrays(out / case.id, arrays, about)
+    return {"structures": sum(num > 0 for num in joined.voxels.values()), "overlaps": len(joined.overlaps)}
+
+
+def whole_hu(values: np.ndarray) -> np.ndarray:
+    """Intensities as they are stored: whole numbers, int16; what lies beyond is cut."""
+    limits = np.iinfo(np.int16)
+    return np.clip(np.rint(values), limits.min, limits.max).astype(np.int16)
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether `prepare` has worked there."""
+    return (Path(folder) / DATASET).is_file()
+
+
+def read_cohort(folder: Path) -> Cohort:
+    """What `prepare` left in a folder.
+
+    Raises:
+        MedsegError: nothing, a cohort that was not finished, or one of a newer medseg.
+    """
+    file = Path(folder) / DATASET
+    content = _read_dataset(file)
+    if "cases" not in content:
+        raise MedsegError(f"{folder} was not prepared to the end; run the same `prepare` again, it goes on")
+    cases = []
+    for name in content["cases"]:
+        about = Arrays(file.parent / name).about
+        files = {"arrays": file.parent / name}
+        cases.append(Case(id=name, files=files, group=about["group"], split=about["split"]))
+    return Cohort(
+        folder=file.parent,
+        labels={int(label): name for label, name in content["labels"].items()},
+        spacing_mm=tuple(content["spacing_mm"]),
+        missing=content["missing"],
+        cases=tuple(cases),
+        overlap=content["overlap"],
+        failed=content["failed"],
+    )
+
+
+def _spacing(cases: Sequence[Case], out: Path, config: PrepareConfig) -> tuple[float, float, float]:
+    """The setting, else what the cache was begun with, else the median over the headers."""
+    if config.spacing_mm:
+        return config.spacing_mm
+    if is_cache(out):
+        return tuple(_read_dataset(out / DATASET)["spacing_mm"])
+    found = []
+    for case in track(cases, "Reading headers"):
+        try:
+            found.append(read_grid(case.files["ct"]).oriented(ORIENTATION).spacing_mm)
+        except MedsegError as error:
+            log.warning("%s: %s", case.id, error)
+    if not found:
+        raise MedsegError(f"none of the {len(cases)} scans can be read; see the lines above")
+    x, y, z = np.round(np.median(found, axis=0), 4).tolist()
+    return x, y, z
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"))
+
+
+def _about(case: Case, ct: Volume, joined: Joined) -> dict[str, Any]:
+    shared = np.count_nonzero(joined.layers[1]) if len(joined.layers) > 1 else 0
+    return {
+        "case": case.id,
+        "group": case.group,
+        "split": case.split,
+        "source": {
+            "shape": list(ct.grid.shape),
+            "affine": ct.affine.tolist(),
+            "orientation": ct.orientation,
+            "spacing_mm": list(ct.spacing_mm),
+            "bytes": case.files["ct"].stat().st_size,
+        },
+        "voxels": {str(label): num for label, num in joined.voxels.items()},
+        "overlaps": [[a, b, num] for (a, b), num in sorted(joined.overlaps.items())],
+        "labelled": int(np.count_nonzero(joined.layers[0])),
+        "shared": int(shared),
+    }
+
+
+def _summary(cases: Sequence[Case], outcome: Outcome, out: Path) -> dict[str, Any]:
+    """What the cases together say; `overlap` is the share of the labelled voxels that lie in several structures."""
+    good = [case for case in cases if case.id not in outcome.failed]
+    abouts = [Arrays(out / case.id).about for case in good]
+    for case, about in zip(good, abouts, strict=True):
+        if about["source"]["bytes"] != case.files["ct"].stat().st_size:
+            raise MedsegError(f"{out} holds another {case.id} than {case.files['ct']}; prepare into another folder")
+    labelled, shared = (sum(about[what] for about in abouts) for what in ("labelled", "shared"))
+    pairs: Counter[tuple[int, int]] = Counter()
+    for about in abouts:
+        pairs.update({(a, b): num for a, b, num in about["overlaps"]})
+    return {
+        "cases": [case.id for case in good],
+        "overlap": shared / max(labelled, 1),
+        "overlaps": [[a, b, num] for (a, b), num in pairs.most_common()],
+    }
+
+
+def _write_dataset(out: Path, plan: _Plan, more: Mapping[str, Any]) -> None:
+    content = {
+        "format": FORMAT,
+        "labels": {str(label): name for label, name in plan.labels.items()},
+        "spacing_mm": list(plan.spacing_mm),
+        "missing": plan.missing,
+        **more,
+    }
+    write_text(out / DATASET, json.dumps(content, indent=1) + "\n")
+
+
+def _read_dataset(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        newer = content["format"] > FORMAT
+    except OSError:
+        raise MedsegError(f"{file.parent} is no prepared cohort (no {file.name}); `prepare` makes one") from None
+    except (ValueError, KeyError, TypeError):
+        raise MedsegError(f"{file} is damaged; prepare the cohort again") from None
+    if newer:
+        raise MedsegError(f"{file.parent} was prepared by a newer medseg; update medseg-totalseg, or prepare it again")
+    return content

@@ -26,12 +26,12 @@ class TotalsegConfig(PrepareConfig, AugmentConfig, TrainConfig):
 
     epochs: int = setting(150, "Passes over the slices.", low=1, exact=False)
     lr: float = setting(2e-3, "Learning rate at its highest.", low=0)
-    size: int = setting(256, "Edge of a training slice in pixels; larger planes are cropped, smaller ones padded.", low=16)
-    widths: tuple[int, ...] = setting((32, 64, 128, 256, 512), "Channels of each level; halve them to save memory.", low=1)
+    size: int = setting(256, "Edge of a training slice in pixels; planes are cropped or padded to it.", low=16)
+    widths: tuple[int, ...] = setting((32, 64, 128, 256, 512), "Channels of each level; halve to save memory.", low=1)
     head: Literal["auto", "softmax", "sigmoid"] = setting(
         "auto", "Exclusive classes or one yes or no each; auto takes sigmoid where structures overlap."
     )
-    loss: str = setting("auto", "auto, dice_ce, ce, dice, tversky, focal (softmax); dice_bce, bce, dice, focal (sigmoid).")
+    loss: str = setting("auto", "auto is dice_ce for softmax, dice_bce for sigmoid; a wrong name lists all.")
     window_hu: tuple[float, float] = setting((-1000.0, 1000.0), "Intensities that become 0 and 1.")
     percentiles: tuple[float, float] | None = setting(
         None, "Instead of a window: percentiles of the volume that become 0 and 1.", low=0, high=100
@@ -48,7 +48,7 @@ class PredictConfig:
     structures: tuple[str, ...] = setting((), "Write only these structures or groups: liver,vessels.")
     uncertainty: bool = setting(False, "Also write an entropy map, 0 sure to 1 undecided.")
     batch_size: int = setting(8, "Slices per forward pass.", low=1)
-    overlap: float = setting(0.5, "Overlap of neighbouring windows where a plane is larger than the window.", low=0, high=0.9)
+    overlap: float = setting(0.5, "Overlap of windows, where a plane is too large for one.", low=0, high=0.9)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "Arithmetic; auto is bf16 where it is fast.")
     device: str = setting("auto", "auto, cpu, cuda or cuda:1.")
 

@@ -41,7 +41,7 @@ class UNet2d(nn.Module):
         self.decode = nn.ModuleList(_block(2 * g, g) for _, g in coarse_to_fine)
         self.head = nn.Conv2d(widths[0], num_classes, 1)
         self.apply(_initialise)
-        nn.init.normal_(self.head.weight, std=0.01)  # the first loss is that of equal probabilities
+        nn.init.kaiming_normal_(self.head.weight, nonlinearity="linear")
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Raises MedsegError for another number of channels, or for H or W no multiple of 2 ** (levels - 1)."""
@@ -75,7 +75,7 @@ def _block(f: int, g: int) -> nn.Sequential:
 
 
 def _initialise(module: nn.Module) -> None:
-    """He et al. (2015) before a ReLU; in a transposed convolution each output has `in_channels` inputs and no ReLU."""
+    """He et al. (2015): a layer keeps the mean square. Here an output of an upsampling has `in_channels` inputs."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     elif isinstance(module, nn.ConvTranspose2d):

@@ -1,0 +1,372 @@
+"""Losses on logits, for exclusive classes (softmax) and for one yes or no each (sigmoid).
+
+Every loss is a function of sums over voxels, so it is computed block by block, forward and backward: beside the
+gradient itself a loss needs the memory of one block. Sums are kept in float32 or better, whatever the logits are.
+
+A loss is the mean over cases of the loss of a case: splitting a batch over processes changes no gradient.
+
+Legend: N cases, K classes, V voxels.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from medseg_core.errors import MedsegError, meant
+
+Loss = Callable[..., Tensor]
+
+BLOCK, GPU_BLOCK = 2**18, 2**24  # logits at a time: a CPU's cache, enough work for a GPU
+MAX_BLOCKS = 64  # many small steps cost more than they save
+
+
+def cross_entropy(logits: Tensor, label: Tensor, *, ignore: int | None = None, known: Tensor | None = None) -> Tensor:
+    """Minus the log-probability of the true class, averaged over the voxels of a case, then over cases.
+
+    Args:
+        logits: (N, K, ...) raw scores, K >= 2; channel 0 is background.
+        label: (N, ...) integer ids in [0, K).
+        ignore: an id whose voxels count nowhere; a case of nothing else has loss 0.
+        known: (N, K) bool, the classes annotated in each case; background always is. The others become one class with
+            background, so that no organ is punished where nobody drew it (marginal loss, Shi et al., 2021).
+
+    Returns:
+        A scalar of float32 or better.
+
+    Raises:
+        MedsegError: shapes that do not fit.
+    """
+    return focal_loss(logits, label, gamma=0.0, ignore=ignore, known=known)
+
+
+def focal_loss(
+    logits: Tensor, label: Tensor, *, gamma: float = 2.0, ignore: int | None = None, known: Tensor | None = None
+) -> Tensor:
+    """Cross entropy times (1 - p of the true class)^gamma: what is learnt already counts less (Lin et al., 2017).
+
+    Args:
+        logits, label, ignore, known: as for `cross_entropy`.
+        gamma: 0 is cross entropy, 2 the paper's; 0 or at least 1.
+    """
+    surprise, voxels = _softmax_sums(partial(_surprise, gamma=gamma), logits, label, ignore, known)
+    return (surprise / voxels.clamp(min=1)).mean()
+
+
+def dice_loss(
+    logits: Tensor, label: Tensor, *, smooth: float = 1.0, ignore: int | None = None, known: Tensor | None = None
+) -> Tensor:
+    """One minus soft Dice, averaged over the foreground classes present in a case, then over cases (Milletari, 2016).
+
+    On a CT slice a hundred of 117 classes are absent; counting them would make the loss about absence. A case without
+    foreground has loss 0: cross entropy teaches absence.
+
+    Args:
+        logits, label, ignore, known: as for `cross_entropy`.
+        smooth: added to both halves of the ratio, in voxels.
+
+    Returns:
+        A scalar in [0, 1].
+    """
+    _, both, probs, true = _softmax_sums(_overlap, logits, label, ignore, known)
+    return _over_present(_dice(both, probs, true, smooth), _foreground(true))
+
+
+def iou_loss(
+    logits: Tensor, label: Tensor, *, smooth: float = 1.0, ignore: int | None = None, known: Tensor | None = None
+) -> Tensor:
+    """One minus soft intersection over union (Jaccard); averages and arguments as for `dice_loss`."""
+    _, both, probs, true = _softmax_sums(_overlap, logits, label, ignore, known)
+    return _over_present(_tversky(both, probs, true, 1.0, 1.0, smooth), _foreground(true))
+
+
+def tversky_loss(
+    logits: Tensor,
+    label: Tensor,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    smooth: float = 1.0,
+    ignore: int | None = None,
+    known: Tensor | None = None,
+) -> Tensor:
+    """One minus the Tversky index TP / (TP + alpha FP + beta FN), soft (Salehi et al., 2017).
+
+    Args:
+        logits, label, ignore, known: as for `cross_entropy`; averages as for `dice_loss`.
+        alpha: weight of false positives, probability where the class is not.
+        beta: weight of false negatives; above alpha it favours sensitivity. 0.5 and 0.5 are Dice, 1 and 1 IoU.
+        smooth: added to both halves of the ratio, in voxels.
+    """
+    _, both, probs, true = _softmax_sums(_overlap, logits, label, ignore, known)
+    return _over_present(_tversky(both, probs, true, alpha, beta, smooth), _foreground(true))
+
+
+def dice_ce(
+    logits: Tensor, label: Tensor, *, smooth: float = 1.0, ignore: int | None = None, known: Tensor | None = None
+) -> Tensor:
+    """`dice_loss` plus `cross_entropy`, with one softmax for both; arguments are theirs."""
+    surprise, both, probs, true = _softmax_sums(_overlap, logits, label, ignore, known)
+    dice = _over_present(_dice(both, probs, true, smooth), _foreground(true))
+    return dice + (surprise / true.sum(1).clamp(min=1)).mean()
+
+
+def bce(logits: Tensor, target: Tensor, *, known: Tensor | None = None) -> Tensor:
+    """Binary cross entropy, averaged over the voxels and channels of a case, then over cases.
+
+    Args:
+        logits: (N, K, ...) raw scores, each channel a yes or no of its own; there is no background channel.
+        target: (N, K, ...) bool, uint8 or float in [0, 1], which may be soft.
+        known: (N, K) bool, the channels annotated in each case; the others count nowhere.
+
+    Returns:
+        A scalar of float32 or better.
+
+    Raises:
+        MedsegError: shapes that do not fit.
+    """
+    return multilabel_focal(logits, target, gamma=0.0, known=known)
+
+
+def multilabel_focal(
+    logits: Tensor, target: Tensor, *, gamma: float = 2.0, alpha: float | None = None, known: Tensor | None = None
+) -> Tensor:
+    """Binary cross entropy times (1 - p of the truth)^gamma (Lin et al., 2017).
+
+    Args:
+        logits, target, known: as for `bce`.
+        gamma: 0 is binary cross entropy; 0 or at least 1.
+        alpha: weight of foreground voxels, 1 - alpha that of background (the paper's 0.25); None weighs both by 1.
+    """
+    (surprise,) = _sigmoid_sums(partial(_binary_surprise, gamma=gamma, alpha=alpha), logits, target, known)
+    everywhere = torch.ones_like(surprise, dtype=torch.bool) if known is None else known
+    return _over_present(surprise / logits[0, 0].numel(), everywhere)
+
+
+def multilabel_dice(logits: Tensor, target: Tensor, *, smooth: float = 1.0, known: Tensor | None = None) -> Tensor:
+    """One minus soft Dice, averaged over the channels present in a case, then over cases.
+
+    Args:
+        logits, target, known: as for `bce`.
+        smooth: added to both halves of the ratio, in voxels.
+    """
+    both, probs, true = _sigmoid_sums(_binary_overlap, logits, target, known)
+    return _over_present(_dice(both, probs, true, smooth), _present(true, known))
+
+
+def multilabel_iou(logits: Tensor, target: Tensor, *, smooth: float = 1.0, known: Tensor | None = None) -> Tensor:
+    """One minus soft intersection over union; averages and arguments as for `multilabel_dice`."""
+    return multilabel_tversky(logits, target, alpha=1.0, beta=1.0, smooth=smooth, known=known)
+
+
+def multilabel_tversky(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    smooth: float = 1.0,
+    known: Tensor | None = None,
+) -> Tensor:
+    """As `tversky_loss`: alpha weighs false positives, beta false negatives; the rest as for `multilabel_dice`."""
+    both, probs, true = _sigmoid_sums(_binary_overlap, logits, target, known)
+    return _over_present(_tversky(both, probs, true, alpha, beta, smooth), _present(true, known))
+
+
+def dice_bce(logits: Tensor, target: Tensor, *, smooth: float = 1.0, known: Tensor | None = None) -> Tensor:
+    """`multilabel_dice` plus `bce`; arguments are theirs."""
+    return multilabel_dice(logits, target, smooth=smooth, known=known) + bce(logits, target, known=known)
+
+
+LOSSES: Mapping[Literal["softmax", "sigmoid"], Mapping[str, Loss]] = {
+    "softmax": {
+        "dice_ce": dice_ce,
+        "ce": cross_entropy,
+        "dice": dice_loss,
+        "iou": iou_loss,
+        "tversky": tversky_loss,
+        "focal": focal_loss,
+    },
+    "sigmoid": {
+        "dice_bce": dice_bce,
+        "bce": bce,
+        "dice": multilabel_dice,
+        "iou": multilabel_iou,
+        "tversky": multilabel_tversky,
+        "focal": multilabel_focal,
+    },
+}
+"""By head and name, the first of each its default; all take (logits, target, *, known=None)."""
+
+
+def combine(weights: Mapping[str, float], *, head: Literal["softmax", "sigmoid"] = "softmax") -> Loss:
+    """A weighted sum of losses, e.g. `combine({"dice": 1.0, "focal": 0.5})`; keywords go to each of them.
+
+    Raises:
+        MedsegError: no loss, or one that the head does not have.
+    """
+    if not weights:
+        raise MedsegError(f"combine needs at least one of the losses {', '.join(LOSSES[head])}")
+    for name in weights:
+        if name not in LOSSES[head]:
+            near = meant(name, LOSSES[head]) or f"; there are {', '.join(LOSSES[head])}"
+            raise MedsegError(f"no {head} loss {name!r}{near}")
+
+    def combined(logits: Tensor, target: Tensor, **how: Any) -> Tensor:
+        terms = [weight * LOSSES[head][name](logits, target, **how) for name, weight in weights.items()]
+        return torch.stack(terms).sum()
+
+    return combined
+
+
+def _dice(both: Tensor, probs: Tensor, true: Tensor, smooth: float) -> Tensor:
+    return 1 - (2 * both + smooth) / (probs + true + smooth)
+
+
+def _tversky(both: Tensor, probs: Tensor, true: Tensor, alpha: float, beta: float, smooth: float) -> Tensor:
+    return 1 - (both + smooth) / (both + alpha * (probs - both) + beta * (true - both) + smooth)
+
+
+def _foreground(true: Tensor) -> Tensor:
+    present = true > 0
+    present[:, 0] = False
+    return present
+
+
+def _present(true: Tensor, known: Tensor | None) -> Tensor:
+    return true > 0 if known is None else (true > 0) & known
+
+
+def _over_present(values: Tensor, present: Tensor) -> Tensor:
+    """The mean over cases of the mean over present classes: (N, K), (N, K) bool -> scalar; 0 for a case of none."""
+    return (values.masked_fill(~present, 0).sum(1) / present.sum(1).clamp(min=1)).mean()
+
+
+def _log_probs(x_NKV: Tensor, y_NV: Tensor, known_NK: Tensor | None) -> tuple[Tensor, Tensor]:
+    """log p of each class (N, K, V) and of the true one (N, V), which on background is "anything not annotated"."""
+    log_p_NKV = x_NKV.log_softmax(1)
+    log_true_NV = log_p_NKV.gather(1, y_NV[:, None])[:, 0]
+    if known_NK is None:
+        return log_p_NKV, log_true_NV
+    apart_NK = known_NK.clone()
+    apart_NK[:, 0] = False
+    log_rest_NV = log_p_NKV.masked_fill(apart_NK[:, :, None], -torch.inf).logsumexp(1)
+    return log_p_NKV, torch.where(y_NV == 0, log_rest_NV, log_true_NV)
+
+
+def _surprise(
+    x_NKV: Tensor, y_NV: Tensor, skip_NV: Tensor | None, *, known: Tensor | None, gamma: float
+) -> tuple[Tensor, ...]:
+    """Sums of (1 - p)^gamma * -log p of the true class, and of voxels that count: (N,), (N,)."""
+    _, log_true_NV = _log_probs(x_NKV, y_NV, known)
+    surprise_NV, one_NV = -log_true_NV, torch.ones_like(x_NKV[:, 0], requires_grad=False)
+    if gamma:
+        surprise_NV = surprise_NV * (-torch.expm1(log_true_NV)).clamp(min=0) ** gamma
+    if skip_NV is not None:
+        surprise_NV, one_NV = (t.masked_fill(skip_NV, 0) for t in (surprise_NV, one_NV))
+    return surprise_NV.sum(1), one_NV.sum(1)
+
+
+def _overlap(x_NKV: Tensor, y_NV: Tensor, skip_NV: Tensor | None, *, known: Tensor | None) -> tuple[Tensor, ...]:
+    """Sums of -log p of the true class (N,); of p on its own label, of p anywhere, and of label voxels (N, K)."""
+    log_p_NKV, log_true_NV = _log_probs(x_NKV, y_NV, known)
+    p_NKV, p_true_NV, one_NV = log_p_NKV.exp(), log_true_NV.exp(), torch.ones_like(x_NKV[:, 0], requires_grad=False)
+    if skip_NV is not None:
+        log_true_NV, p_true_NV, one_NV = (t.masked_fill(skip_NV, 0) for t in (log_true_NV, p_true_NV, one_NV))
+        p_NKV = p_NKV.masked_fill(skip_NV[:, None], 0)
+    zeros_NK = torch.zeros_like(x_NKV[:, :, 0], requires_grad=False)
+    both_NK, true_NK = (zeros_NK.scatter_add(1, y_NV, t) for t in (p_true_NV, one_NV))
+    return -log_true_NV.sum(1), both_NK, p_NKV.sum(2), true_NK
+
+
+def _binary_surprise(x_NKV: Tensor, t_NKV: Tensor, *, gamma: float, alpha: float | None) -> tuple[Tensor, ...]:
+    t_NKV = t_NKV.to(x_NKV.dtype)
+    surprise_NKV = F.binary_cross_entropy_with_logits(x_NKV, t_NKV, reduction="none")
+    if gamma:
+        wrong_NKV = t_NKV + (1 - 2 * t_NKV) * x_NKV.sigmoid()
+        surprise_NKV = surprise_NKV * wrong_NKV**gamma
+    if alpha is not None:
+        surprise_NKV = surprise_NKV * (alpha * t_NKV + (1 - alpha) * (1 - t_NKV))
+    return (surprise_NKV.sum(2),)
+
+
+def _binary_overlap(x_NKV: Tensor, t_NKV: Tensor) -> tuple[Tensor, ...]:
+    t_NKV, p_NKV = t_NKV.to(x_NKV.dtype), x_NKV.sigmoid()
+    return (p_NKV * t_NKV).sum(2), p_NKV.sum(2), t_NKV.sum(2)
+
+
+def _softmax_sums(
+    measure: Callable[..., tuple[Tensor, ...]], logits: Tensor, label: Tensor, ignore: int | None, known: Tensor | None
+) -> tuple[Tensor, ...]:
+    _check(logits, (logits.shape[0], *logits.shape[2:]), label, known)
+    if logits.shape[1] < 2:
+        raise MedsegError("one channel is a yes or no: use a sigmoid loss, or give background a channel of its own")
+    label = label.flatten(1).long()
+    skip = None if ignore is None else label == ignore
+    if skip is not None:
+        label = label.masked_fill(skip, 0)
+    if known is not None:
+        label = label.masked_fill(~known.gather(1, label), 0)
+    return _BlockSums.apply(logits.flatten(2), partial(measure, known=known), label, skip)
+
+
+def _sigmoid_sums(
+    measure: Callable[..., tuple[Tensor, ...]], logits: Tensor, target: Tensor, known: Tensor | None
+) -> tuple[Tensor, ...]:
+    _check(logits, tuple(logits.shape), target, known)
+    return _BlockSums.apply(logits.flatten(2), measure, target.flatten(2))
+
+
+def _check(logits: Tensor, shape: tuple[int, ...], target: Tensor, known: Tensor | None) -> None:
+    if tuple(target.shape) != shape:
+        raise MedsegError(
+            f"the target has shape {tuple(target.shape)}; for logits {tuple(logits.shape)} make it {shape}"
+        )
+    if known is not None and (tuple(known.shape) != tuple(logits.shape[:2]) or known.dtype != torch.bool):
+        wanted = tuple(logits.shape[:2])
+        raise MedsegError(
+            f"known is {known.dtype} {tuple(known.shape)}; make it torch.bool {wanted}, cases by channels"
+        )
+
+
+class _BlockSums(torch.autograd.Function):
+    """Sums of a measure over blocks of voxels, measured again in the backward pass instead of kept.
+
+    `measure(logits (N, K, B), *voxelwise (..., B))` gives a tuple of sums over its block, without the voxel axis.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, measure: Callable, *voxelwise: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(logits, *voxelwise)
+        ctx.measure = measure
+        totals: list[Tensor] = []
+        for x_NKB, parts, _ in _blocks(logits, voxelwise):
+            sums = measure(x_NKB, *parts)
+            totals = [total + part for total, part in zip(totals, sums, strict=True)] if totals else list(sums)
+        return tuple(totals)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        logits, *voxelwise = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        for x_NKB, parts, place in _blocks(logits, voxelwise):
+            with torch.enable_grad():
+                sums = ctx.measure(x_NKB.requires_grad_(), *parts)
+            moved = [(total, grad) for total, grad in zip(sums, grads, strict=True) if total.requires_grad]
+            result[..., place] = torch.autograd.grad([t for t, _ in moved], x_NKB, [g for _, g in moved])[0]
+        return result, None, *(None for _ in voxelwise)
+
+
+def _blocks(logits: Tensor, voxelwise: Sequence[Tensor | None]) -> Iterator[tuple[Tensor, list[Tensor | None], slice]]:
+    """Logits in float32 or better with what lies at the same voxels, a block at a time; and where the block is."""
+    num_classes, num_voxels = logits.shape[0] * logits.shape[1], logits.shape[2]
+    size = max(BLOCK if logits.device.type == "cpu" else GPU_BLOCK, logits.numel() // MAX_BLOCKS)
+    step = max(1, size // num_classes)
+    for start in range(0, num_voxels, step):
+        place = slice(start, start + step)
+        x_NKB = logits.detach()[..., place].to(torch.promote_types(logits.dtype, torch.float32))
+        yield x_NKB, [None if part is None else part[..., place] for part in voxelwise], place

@@ -1,0 +1,133 @@
+"""Training samples: axial planes of a prepared cohort, read by memory map, cropped and augmented."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from medseg_core.augment import augment, crop
+from medseg_core.draw import Batch, Draw
+from medseg_core.errors import MedsegError
+from medseg_core.store import Arrays
+from medseg_totalseg.prepare import whole_hu
+
+
+def normalise(image: np.ndarray, intensity: Mapping[str, Any]) -> np.ndarray:
+    """Intensities of a volume as the network sees them: the same for training and prediction.
+
+    Args:
+        image: (X, Y, Z) HU of a whole volume; fractions are rounded, as the cache holds whole numbers.
+        intensity: {"window_hu": (low, high)}, or {"percentiles": (low, high)} of the volume's voxels.
+
+    Returns:
+        float32 in [0, 1], in the memory order of the input.
+    """
+    return _scale(image, *limits_of(image, intensity))
+
+
+def limits_of(image: np.ndarray, intensity: Mapping[str, Any]) -> tuple[float, float]:
+    """The HU that become 0 and 1.
+
+    Raises:
+        MedsegError: a window that ends where it begins, or before.
+    """
+    if "percentiles" in intensity:
+        low, high = np.percentile(whole_hu(image), intensity["percentiles"]).tolist()
+        return low, max(high, low + 1)  # a volume of one value is all 0
+    low, high = intensity["window_hu"]
+    if not low < high:
+        raise MedsegError(f"window_hu {low:g},{high:g} is empty; give the lower value first, like -1000,1000")
+    return low, high
+
+
+class Slices:
+    """Samples of a cohort, one per axial plane; see `medseg_core.draw.Samples`.
+
+    A sample holds `image` (1, size, size) float32 in [0, 1], X before Y, and `label`: under softmax (size, size) int64
+    channel numbers, 0 for background; under sigmoid (K, size, size) uint8, 1 where the channel's structure is, also
+    where structures overlap. Where structures were not annotated in every case, `known` (K,) bool says which were.
+
+    Args:
+        cases: as `medseg_totalseg.prepare` stored them.
+        size: edge in pixels; larger planes are cropped, smaller ones padded with the lowest intensity.
+        intensity: see `normalise`.
+        channels: label id of each output channel; 0, the background, comes first under softmax and nowhere else.
+        head: "softmax" or "sigmoid".
+        how: what is changed at random; None for nothing but the crop.
+        mirror: label id -> id on the other side, for mirrored samples; may know more ids than are channels.
+        foreground: share of crops that are centred on a structure.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Arrays],
+        *,
+        size: int,
+        intensity: Mapping[str, Any],
+        channels: Sequence[int],
+        head: str,
+        how: Any = None,
+        mirror: Mapping[int, int] | None = None,
+        foreground: float = 0.0,
+    ) -> None:
+        assert (0 in channels) == (head == "softmax"), f"channels {channels} of head {head}"
+        self.cases, self.size, self.intensity, self.head = list(cases), size, intensity, head
+        self.channels, self.how, self.mirror, self.foreground = tuple(channels), how, dict(mirror or {}), foreground
+        self.places = [(c, k) for c, arrays in enumerate(self.cases) for k in range(arrays["label"].shape[2])]
+        self.some_unknown = any(arrays.about["annotated"] is not None for arrays in self.cases)
+        self.limits: dict[int, tuple[float, float]] = {}
+        largest = max(65535 if arrays["label"].itemsize > 1 else 255 for arrays in self.cases) if self.cases else 0
+        wanted = set(channels) - {0}
+        ids = np.arange(max(largest, *channels, *self.mirror, 0) + 1)
+        self.kept = np.array([i if {i, self.mirror.get(i, i)} & wanted else 0 for i in ids.tolist()], np.int32)
+        self.channel = np.zeros(len(ids), np.int32)
+        self.channel[list(channels)] = np.arange(len(channels)) + (head == "sigmoid")
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        number, k = self.places[draw.index]
+        arrays, rng = self.cases[number], draw.numpy()
+        image = self._plane(number, k)
+        layers = np.stack([self.kept.take(arrays[name][:, :, k]) for name in arrays if name.startswith("label")])
+        size = (self.size, self.size)
+        image, layers = crop(image, layers, size, foreground=self.foreground, rng=rng)
+        if self.how is not None:
+            image, layers = augment(image, layers, rng, how=self.how, mirror=self.mirror)
+        sample = {"image": torch.from_numpy(image), "label": torch.from_numpy(self._target(layers))}
+        if self.some_unknown:
+            annotated = arrays.about["annotated"]
+            known = [i == 0 or annotated is None or i in annotated for i in self.channels]
+            sample["known"] = torch.tensor(known)
+        return sample
+
+    def _plane(self, number: int, k: int) -> np.ndarray:
+        image = self.cases[number]["image"]
+        if number not in self.limits:  # percentiles are those of the volume, worked out once a case and process
+            self.limits[number] = limits_of(image, self.intensity)
+        return np.ascontiguousarray(_scale(image[:, :, k], *self.limits[number]))[None]
+
+    def _target(self, layers: np.ndarray) -> np.ndarray:
+        """(L, H, W) ids -> what the loss takes."""
+        channels = self.channel.take(layers)
+        if self.head == "softmax":
+            label = channels[0]
+            for below in channels[1:]:  # a structure that is no channel hides nothing
+                label = np.where(label == 0, below, label)
+            return label.astype(np.int64)
+        target = np.zeros((len(self.channels) + 1, *layers.shape[1:]), np.uint8)
+        for layer in channels:
+            np.put_along_axis(target, layer[None], 1, axis=0)
+        return target[1:]
+
+
+def _scale(image: np.ndarray, low: float, high: float) -> np.ndarray:
+    scaled = image.astype(np.float32)
+    if image.dtype.kind == "f":
+        np.rint(scaled, out=scaled)
+    np.clip(scaled, low, high, out=scaled)
+    scaled -= np.float32(low)
+    scaled /= np.float32(high - low)
+    return scaled

@@ -1,0 +1,188 @@
+import json
+import os
+import resource
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from medseg_core.cases import Case
+from medseg_core.cohort import JOURNAL, Outcome, for_each, read_journal
+from medseg_core.errors import MedsegError
+
+CASES = [Case(id=name, files={}) for name in "abcd"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    size: int = 256
+    spacing_mm: tuple[float, ...] = (1.5, 1.5)
+
+
+def size(case: Case) -> dict[str, int]:
+    return {"size": ord(case.id)}
+
+
+def bad_b(case: Case) -> dict[str, int]:
+    if case.id == "b":
+        raise MedsegError("b.nii.gz is cut short; copy it again")
+    return size(case)
+
+
+def buggy_c(case: Case) -> dict[str, int]:
+    if case.id == "c":
+        raise ZeroDivisionError("a bug")
+    return size(case)
+
+
+def test_what_work_answers_stands_in_the_journal(tmp_path):
+    assert for_each(CASES, size, out=tmp_path) == Outcome(("a", "b", "c", "d"), (), {})
+    assert read_journal(tmp_path) == {name: {"size": ord(name)} for name in "abcd"}
+
+
+def test_work_that_answers_nothing_is_done_too(tmp_path):
+    assert for_each(CASES, lambda case: None, out=tmp_path / "new" / "folder").done == ("a", "b", "c", "d")
+    assert read_journal(tmp_path / "new" / "folder") == {"a": {}, "b": {}, "c": {}, "d": {}}
+
+
+def test_what_is_done_is_not_done_again(tmp_path):
+    seen = []
+    for_each(CASES[:2], seen.append, out=tmp_path)
+    outcome = for_each(CASES, seen.append, out=tmp_path)
+    assert [case.id for case in seen] == ["a", "b", "c", "d"]
+    assert outcome == Outcome(("c", "d"), ("a", "b"), {})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_case_costs_only_itself_and_is_tried_again(tmp_path, workers):
+    with ThreadPoolExecutor(2) as pool:
+        executor = pool if workers else None
+        outcome = for_each(CASES, bad_b, out=tmp_path, executor=executor)
+        assert sorted(outcome.done) == ["a", "c", "d"]
+        assert outcome.failed == {"b": "b.nii.gz is cut short; copy it again"}
+        assert set(read_journal(tmp_path)) == {"a", "c", "d"}
+        assert for_each(CASES, size, out=tmp_path, executor=executor) == Outcome(("b",), ("a", "c", "d"), {})
+    assert set(read_journal(tmp_path)) == {"a", "b", "c", "d"}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_is_raised_when_what_ran_is_written_down(tmp_path, workers):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError, match="a bug"):
+        for_each(CASES, buggy_c, out=tmp_path, executor=pool if workers else None)
+    assert {"a", "b"} <= set(read_journal(tmp_path)) < {"a", "b", "c", "d"} | {"c"}
+    assert "c" not in read_journal(tmp_path)
+
+
+def test_what_still_runs_beside_a_bug_is_kept(tmp_path):
+    together = threading.Barrier(2)
+
+    def work(case: Case) -> dict[str, int]:
+        together.wait(10)
+        if case.id == "a":
+            raise ZeroDivisionError
+        time.sleep(0.05)
+        return size(case)
+
+    with ThreadPoolExecutor(2) as pool, pytest.raises(ZeroDivisionError):
+        for_each(CASES[:2], work, out=tmp_path, executor=pool)
+    assert set(read_journal(tmp_path)) == {"b"}
+
+
+def test_a_line_is_on_the_disk_before_the_next_case_begins(tmp_path):
+    lines = []
+
+    def work(case: Case) -> None:
+        lines.append(len((tmp_path / JOURNAL).read_text().splitlines()))
+
+    for_each(CASES, work, out=tmp_path)
+    assert lines == [1, 2, 3, 4]  # the settings stand first
+
+
+def test_a_line_that_a_crash_left_half_written_is_done_again(tmp_path):
+    for_each(CASES[:3], size, out=tmp_path)
+    whole = (tmp_path / JOURNAL).read_bytes()
+    (tmp_path / JOURNAL).write_bytes(whole[:-10])
+    assert for_each(CASES[:3], size, out=tmp_path) == Outcome(("c",), ("a", "b"), {})
+    assert (tmp_path / JOURNAL).read_bytes() == whole
+
+
+def test_a_crash_before_the_first_line_leaves_a_folder_that_can_be_used(tmp_path):
+    (tmp_path / JOURNAL).write_text('{"format": 1, "con')
+    assert for_each(CASES, size, out=tmp_path, config={"a": 1}).done == ("a", "b", "c", "d")
+
+
+def test_a_folder_begun_with_other_settings_is_refused_and_the_setting_named(tmp_path):
+    for_each(CASES[:1], size, out=tmp_path, config=Settings())
+    before = (tmp_path / JOURNAL).read_bytes()
+    with pytest.raises(MedsegError, match="begun with other settings: size was 256, now 128"):
+        for_each(CASES, size, out=tmp_path, config=Settings(size=128))
+    with pytest.raises(MedsegError, match="other settings"):
+        for_each(CASES, size, out=tmp_path)
+    assert (tmp_path / JOURNAL).read_bytes() == before
+    assert for_each(CASES, size, out=tmp_path, config=Settings()).skipped == ("a",)
+    assert for_each(CASES, size, out=tmp_path, config={"spacing_mm": [1.5, 1.5], "size": 256}).done == ()
+
+
+@pytest.mark.parametrize("text", ["hello\n", "{}\n", '{"format": 1, "config": null}\n[]\n', '{"format": 1}\n', "1\n"])
+def test_a_foreign_journal_is_refused(tmp_path, text):
+    (tmp_path / JOURNAL).write_text(text)
+    with pytest.raises(MedsegError, match=r"journal\.jsonl is no journal of ours"):
+        for_each(CASES, size, out=tmp_path)
+
+
+def test_two_cases_of_one_name_are_refused(tmp_path):
+    with pytest.raises(MedsegError, match="two cases are called 'a'"):
+        for_each([*CASES, CASES[0]], size, out=tmp_path)
+
+
+def test_numbers_of_numpy_and_paths_are_written_plainly_and_other_answers_are_a_bug(tmp_path):
+    for_each(CASES[:1], lambda case: {"n": np.int64(3), "x": np.float32(0.5), "at": Path("x")}, out=tmp_path)
+    assert read_journal(tmp_path) == {"a": {"n": 3, "x": 0.5, "at": "x"}}
+    with pytest.raises(TypeError, match="ndarray"):
+        for_each(CASES, lambda case: {"n": np.zeros(3)}, out=tmp_path)
+
+
+def test_a_full_disk_is_told(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(MedsegError, match="File too large"):
+            for_each(CASES, lambda case: {"long": "x" * 300}, out=tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert set(read_journal(tmp_path)) == {"a"}
+
+
+WORKER = """
+import os, signal
+def work(case):
+    if case.id == "c":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {"pid": os.getpid()}
+"""
+
+
+def test_a_killed_worker_ends_in_one_line_and_keeps_what_is_done(tmp_path, monkeypatch):
+    (tmp_path / "killing.py").write_text(WORKER)
+    monkeypatch.syspath_prepend(tmp_path)
+    import killing
+
+    words = pytest.raises(MedsegError, match=r"worker process was killed.*fewer workers")
+    with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool, words:
+        for_each(CASES[:3], killing.work, out=tmp_path / "out", executor=pool)
+    assert set(read_journal(tmp_path / "out")) == {"a", "b"}
+    assert read_journal(tmp_path / "out")["a"]["pid"] != os.getpid()
+
+
+def test_the_journal_is_lines_of_json(tmp_path):
+    for_each(CASES[:2], bad_b, out=tmp_path, config={"size": 3})
+    lines = [json.loads(line) for line in (tmp_path / JOURNAL).read_text().splitlines()]
+    assert lines == [
+        {"format": 1, "config": {"size": 3}},
+        {"case": "a", "status": "done", "answer": {"size": 97}},
+        {"case": "b", "status": "failed", "error": "b.nii.gz is cut short; copy it again"},
+    ]

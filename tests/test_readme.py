@@ -1,0 +1,137 @@
+"""What the documents say to type is typed: marked blocks run as written, every flag exists, every example works.
+
+A fenced block is judged by the comment above it:
+
+    <!-- runs -->             run as written; the blocks of a document share one folder, in their order
+    <!-- runs with DATA -->   the same, where a phantom cohort lies in DATA
+    <!-- file: NAME -->       written into NAME, in a copy of the tree; what lies under tests/ is run
+    <!-- add to: NAME -->     added to NAME there
+
+In other `bash` blocks each line that starts with `medseg` must parse.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer.main
+from typer.core import TyperGroup
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "packages").glob("*/README.md"))]
+BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^\n]*?) -->\s*)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
+RUNS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+class Block(NamedTuple):
+    mark: str
+    language: str
+    code: str
+
+
+def blocks(document: Path) -> list[Block]:
+    found = BLOCK.finditer(document.read_text())
+    return [Block(match["mark"] or "", match["language"], match["code"]) for match in found]
+
+
+def command_lines(document: Path) -> list[str]:
+    """The commands of `bash` blocks that are not run, each on one line, without what follows a pipe."""
+    lines = []
+    for block in blocks(document):
+        if block.language == "bash" and not block.mark.startswith("runs"):
+            lines += re.sub(r"\\\n\s*", " ", block.code).splitlines()
+    return [re.split(r"\s(?:\||&&|;|>)\s", line)[0] for line in lines]
+
+
+@each_document
+def test_every_medseg_line_parses(document):
+    for line in command_lines(document):
+        words = shlex.split(line, comments=True)
+        if words and words[0].split("-")[0] == "medseg":
+            parse(words)
+
+
+def parse(words: list[str]) -> None:
+    """Reads a command line as the program would, up to the point where it would run."""
+    module = words[0].replace("-", "_") if "-" in words[0] else "medseg_core"
+    command: Any = typer.main.get_command(import_module(f"{module}.cli").app)
+    name, words = words[0], words[1:]
+    while isinstance(command, TyperGroup) and words and not words[0].startswith("-"):
+        name, command, words = command.resolve_command(typer.Context(command), words)
+    try:
+        command.make_context(name, words)
+    except typer.Exit:  # --help and --version answer at once
+        assert words[-1].startswith("-")
+
+
+def test_a_flag_that_does_not_exist_is_found():
+    with pytest.raises(Exception, match="--epoch"):
+        parse(["medseg", "totalseg", "train", "DATA", "--out", "RUN", "--epoch", "3"])
+    with pytest.raises(Exception, match="totalsegg"):
+        parse(["medseg", "totalsegg", "train"])
+
+
+@each_document
+def test_every_hatch_line_names_a_script(document):
+    environments = tomllib.loads((ROOT / "hatch.toml").read_text())["envs"]
+    for environment, script in re.findall(r"hatch run (?:([\w-]+):)?([\w-]+)", document.read_text()):
+        scripts = environments[environment or "default"].get("scripts", environments["default"]["scripts"])
+        assert script in scripts or script in {"python", "pytest", "medseg"}, (environment, script)
+
+
+@each_document
+def test_every_link_into_the_tree_leads_somewhere(document):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
+        assert target.startswith("http") or (document.parent / target).exists(), target
+
+
+@pytest.mark.slow
+@each_document
+def test_marked_blocks_run_as_written(document, uv, tmp_path):
+    built = [block for block in blocks(document) if block.mark.partition(":")[0] in {"file", "add to"}]
+    paths = write_examples(built, uv, tmp_path) if built else []
+    scripts = [str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    place = os.environ | {"PATH": os.pathsep.join(scripts), "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    for block in [block for block in blocks(document) if block.mark.startswith("runs")]:
+        cohort = block.mark.removeprefix("runs").removeprefix(" with ")
+        if cohort and not (tmp_path / cohort).exists():
+            run(["medseg", "totalseg", "phantom", "--out", cohort], tmp_path, place)
+        run([*RUNS[block.language], block.code], tmp_path, place)
+    if built:
+        tests = [block.mark.removeprefix("file: ") for block in built if "tests/" in block.mark]
+        run([sys.executable, "-m", "pytest", *tests, "tests/test_house.py"], tmp_path, place)
+
+
+def write_examples(examples: list[Block], uv: str, folder: Path) -> list[Path]:
+    """Lays the examples of a document into a copy of the tree, installs its new packages, and says where all lies."""
+    shutil.copytree(ROOT / "packages", folder / "packages", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for block in examples:
+        verb, _, name = block.mark.partition(": ")
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(path.read_text() + "\n\n" + block.code if verb == "add to" else block.code)
+    new = [path for path in (folder / "packages").iterdir() if not (ROOT / "packages" / path.name).exists()]
+    for path in new:
+        (path / "README.md").touch()
+        run([uv, "build", "--quiet", "--offline", "--wheel", "--out-dir", folder / "wheels", path], folder, os.environ)
+    pip = [uv, "pip", "install", "--quiet", "--offline", "--no-deps", "--target", folder / "site"]
+    run([*pip, *(folder / "wheels").glob("*.whl")], folder, os.environ)
+    shutil.copytree(folder / "site" / "bin", folder / "bin")
+    return [folder / "site", *(folder / "packages").glob("*/src")]
+
+
+def run(command: list[Any], folder: Path, place: Mapping[str, str]) -> None:
+    done = subprocess.run(command, cwd=folder, env=place, capture_output=True, text=True, check=False)
+    assert not done.returncode, f"{command[-1]}\n{done.stdout}\n{done.stderr}"

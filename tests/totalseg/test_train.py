@@ -1,0 +1,106 @@
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from medseg_core.checkpoint import read_card
+from medseg_core.config import resolve
+from medseg_core.errors import MedsegError
+from medseg_core.run import read_history
+from medseg_totalseg import train as module
+from medseg_totalseg.settings import TotalsegConfig
+from medseg_totalseg.train import SegmentStep, rehearse, train
+from torch import nn
+
+
+def test_the_run_folder_says_what_was_trained_on_what(run):
+    card = read_card(run)
+    assert (card.package, card.head, card.channels[0]) == ("medseg-totalseg", "softmax", 0)
+    assert {"liver", "spleen"} <= set(card.labels.values())
+    assert "aorta" not in card.labels.values()
+    assert card.grid["orientation"] == "RAS"
+    split = json.loads((run / "split.json").read_text())
+    assert {kind: len(split[kind]) for kind in ("train", "val", "test")} == {"train": 2, "val": 1, "test": 1}
+    assert (run / "augmented.png").is_file()
+    assert list((run / "samples").glob("epoch_0002_*.png"))
+
+
+def test_validation_and_training_scores_are_in_the_history(run):
+    history = read_history(run)
+    assert {"train_loss", "train_dice", "val_dice", "val_iou", "val_accuracy", "lr", "seconds"} <= history.keys()
+    assert all(0 <= value <= 1 for value in history["val_dice"])
+
+
+def test_going_on_changes_no_bit(cohort, run, tmp_path, quick):
+    train(cohort, tmp_path / "run", dataclasses.replace(quick, epochs=1, schedule="cosine"))
+    whole = (run / "best.safetensors").read_bytes()
+    train(cohort, tmp_path / "again", quick)
+    assert (tmp_path / "again" / "best.safetensors").read_bytes() == whole
+
+
+def test_a_single_case_trains_without_validation_and_says_so(cohort, tmp_path, caplog, quick):
+    with caplog.at_level("INFO"):
+        result = train(cohort / "s0000", tmp_path / "run", dataclasses.replace(quick, epochs=1))
+    assert result.best is None
+    assert "last weights are kept as best" in caplog.text
+    assert not [name for name in read_history(tmp_path / "run") if name.startswith("val")]
+
+
+def test_a_bad_case_costs_only_itself(cohort, tmp_path, caplog, quick):
+    data = shutil.copytree(cohort, tmp_path / "data")
+    (data / "s0000" / "ct.nii.gz").write_bytes(b"junk")
+    train(data, tmp_path / "run", dataclasses.replace(quick, epochs=1))
+    assert "s0000" in caplog.text
+    assert "s0000" not in (tmp_path / "run" / "split.json").read_text()
+
+
+def test_a_size_that_cannot_be_halved_is_refused_before_any_work(cohort, tmp_path, quick):
+    with pytest.raises(MedsegError, match="try 64 or 68"):
+        train(cohort, tmp_path / "run", dataclasses.replace(quick, size=66))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_loss_names_the_right_ones(cohort, tmp_path, quick):
+    with pytest.raises(MedsegError, match="'dise_ce'; did you mean 'dice_ce'"):
+        train(cohort, tmp_path / "run", dataclasses.replace(quick, loss="dise_ce"))
+
+
+def test_rehearsal_says_what_goes_in_and_trains_nothing(cohort, tmp_path, quick):
+    facts = rehearse(cohort, tmp_path / "dry", quick)
+    assert facts["head and loss"] == "softmax, dice_ce"
+    assert facts["image"].startswith("(16, 1, 64, 64) from 0.0")
+    assert "background" in facts["labels present"]
+    assert (tmp_path / "dry" / "batch.png").is_file()
+    assert not (tmp_path / "dry" / "best.safetensors").exists()
+
+
+def test_overlapping_structures_get_a_yes_or_no_each(cohort, tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(module, "OVERLAP", -1.0)
+    train(cohort, tmp_path / "run", dataclasses.replace(quick, epochs=1))
+    card = read_card(tmp_path / "run")
+    assert card.head == "sigmoid"
+    assert 0 not in card.channels
+
+
+def test_the_batch_dice_is_of_hard_decisions_on_present_classes():
+    logits = torch.tensor([[[[9.0, 0, 0, 0]], [[0, 9.0, 9.0, 0]], [[0, 0, 0, 9.0]]]])  # decides 0 1 1 2
+    label = torch.tensor([[[0, 1, 0, 0]]])  # class 2 is absent and counts nowhere
+
+    class Given(nn.Module):
+        def forward(self, _):
+            return logits
+
+    parts = SegmentStep("softmax", "dice_ce")(Given(), {"image": torch.zeros(1), "label": label}, None)
+    assert np.isclose(parts["dice"].item(), 2 / 3)  # 2 * 1 / (2 + 1)
+
+
+def test_defaults_are_the_ones_the_readme_states():
+    config = resolve(TotalsegConfig)
+    assert (config.size, config.batch_size, config.optimizer, config.widths) == (
+        256,
+        8,
+        "adam",
+        (32, 64, 128, 256, 512),
+    )
