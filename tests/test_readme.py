@@ -27,7 +27,8 @@ import typer.main
 from typer.core import TyperGroup
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "packages").glob("*/README.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+DOCUMENTS = [ROOT / "README.md", CONTRIBUTING, *sorted((ROOT / "packages").glob("*/README.md"))]
 BLOCK = re.compile(r"(?:^<!-- (?P<mark>[^\n]*?) -->\s*)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
 RUNS = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
 
@@ -98,37 +99,51 @@ def test_every_link_into_the_tree_leads_somewhere(document):
 
 @pytest.mark.slow
 @each_document
-def test_marked_blocks_run_as_written(document, uv, tmp_path):
-    built = [block for block in blocks(document) if block.mark.partition(":")[0] in {"file", "add to"}]
-    paths = write_examples(built, uv, tmp_path) if built else []
-    scripts = [str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
-    place = os.environ | {"PATH": os.pathsep.join(scripts), "PYTHONPATH": os.pathsep.join(map(str, paths))}
-    for block in [block for block in blocks(document) if block.mark.startswith("runs")]:
-        cohort = block.mark.removeprefix("runs").removeprefix(" with ")
-        if cohort and not (tmp_path / cohort).exists():
-            run(["medseg", "totalseg", "phantom", "--out", cohort], tmp_path, place)
-        run([*RUNS[block.language], block.code], tmp_path, place)
-    if built:
-        tests = [block.mark.removeprefix("file: ") for block in built if "tests/" in block.mark]
-        run([sys.executable, "-m", "pytest", *tests, "tests/test_house.py"], tmp_path, place)
+def test_marked_blocks_run_as_written(document, tmp_path):
+    if document != CONTRIBUTING:
+        run_marked(document, tmp_path, [])
+
+
+@pytest.mark.slow
+def test_the_worked_examples_of_contributing_work(uv, tmp_path):
+    examples = [block for block in blocks(CONTRIBUTING) if block.mark.startswith(("file:", "add to:"))]
+    paths = write_examples(examples, uv, tmp_path)
+    run_marked(CONTRIBUTING, tmp_path, paths)
+    tests = [name for block in examples if (name := block.mark.removeprefix("file: ")).startswith("tests/")]
+    run([sys.executable, "-m", "pytest", *tests, "tests/test_house.py"], tmp_path, environment(tmp_path, paths))
+
+
+def run_marked(document: Path, folder: Path, paths: list[Path]) -> None:
+    place = environment(folder, paths)
+    for block in blocks(document):
+        if block.mark.startswith("runs"):
+            cohort = block.mark.removeprefix("runs").removeprefix(" with ")
+            if cohort and not (folder / cohort).exists():
+                run(["medseg", "totalseg", "phantom", "--out", cohort], folder, place)
+            run([*RUNS[block.language], block.code], folder, place)
+
+
+def environment(folder: Path, paths: list[Path]) -> dict[str, str]:
+    """The scripts of this environment and of `folder`, and the sources of `paths` before all others."""
+    scripts = [str(folder / "site" / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+    return os.environ | {"PATH": os.pathsep.join(scripts), "PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
 def write_examples(examples: list[Block], uv: str, folder: Path) -> list[Path]:
     """Lays the examples of a document into a copy of the tree, installs its new packages, and says where all lies."""
     shutil.copytree(ROOT / "packages", folder / "packages", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pytest.toml", "tests/conftest.py", "tests/test_house.py"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
     for block in examples:
         verb, _, name = block.mark.partition(": ")
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(path.read_text() + "\n\n" + block.code if verb == "add to" else block.code)
-    new = [path for path in (folder / "packages").iterdir() if not (ROOT / "packages" / path.name).exists()]
-    for path in new:
-        (path / "README.md").touch()
-        run([uv, "build", "--quiet", "--offline", "--wheel", "--out-dir", folder / "wheels", path], folder, os.environ)
-    pip = [uv, "pip", "install", "--quiet", "--offline", "--no-deps", "--target", folder / "site"]
-    run([*pip, *(folder / "wheels").glob("*.whl")], folder, os.environ)
-    shutil.copytree(folder / "site" / "bin", folder / "bin")
+    for path in (folder / "packages").iterdir():
+        if not (ROOT / "packages" / path.name).exists():
+            (path / "README.md").touch()
+            run([uv, "pip", "install", "--offline", "--no-deps", "--target", folder / "site", path], folder, os.environ)
     return [folder / "site", *(folder / "packages").glob("*/src")]
 
 

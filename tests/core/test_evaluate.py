@@ -195,7 +195,7 @@ def test_a_pair_is_let_go_before_the_next_is_asked_for(tmp_path: Path):
 
     def pairs():
         for n in range(3):
-            label = line(0, 1, 1, n)
+            label = line(0, 1, 1, n).copy()
             yield pair(f"c{n}", label.copy(), label)
             watched = weakref.ref(label)
             del label
@@ -265,8 +265,9 @@ def test_the_summary_is_json_that_every_reader_takes(tmp_path: Path):
 
 def test_each_case_leaves_a_picture_and_the_worst_its_surfaces(tmp_path: Path):
     good = pair("good", line(1, 2, 2), line(1, 2, 2))
-    evaluation = evaluate([good, MIXED], LABELS, out=tmp_path)
-    assert {case: path.name for case, path in evaluation.pictures.items()} == {"good": "0001.png", "a": "0002.png"}
+    evaluation = evaluate([good, MIXED, replace(good, id="c")], LABELS, out=tmp_path)
+    names = {case: path.name for case, path in evaluation.pictures.items()}
+    assert names == {"good": "0001.png", "a": "0002.png", "c": "0003.png"}
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in evaluation.pictures.values())
     assert evaluation.worst == "a"
     assert {trace.name for trace in evaluation.scene.data} == {"liver", "spleen", "aorta"}

@@ -62,8 +62,8 @@ def test_halving_the_spacing_moves_the_first_centre_by_a_quarter_voxel():
 
 
 def test_a_spacing_that_does_not_divide_the_extent_keeps_its_centre():
-    grid = Grid((10, 10, 2), np.eye(4)).oriented("RAS", (3.0, 4.0, 9.0))
-    assert grid.shape == (3, 2, 1)  # 10/3, 10/4 and 2/9 voxels, rounded, at least one
+    grid = Grid((10, 10, 2), np.eye(4)).oriented("RAS", (6.0, 3.0, 9.0))
+    assert grid.shape == (2, 3, 1)  # 10/6, 10/3 and 2/9 voxels, rounded, at least one
     centre = grid.affine @ (*(np.array(grid.shape) - 1) / 2, 1)
     np.testing.assert_allclose(centre[:3], (4.5, 4.5, 0.5))
 

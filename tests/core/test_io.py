@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import resource
 import struct
@@ -74,6 +75,7 @@ def test_equal_volumes_give_equal_bytes(tmp_path):
     for name in ("a.nii.gz", "b.nii.gz"):
         write_volume(Volume(VOXELS, STRAIGHT), tmp_path / name)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    assert (tmp_path / "a.nii.gz").read_bytes()[3:8] == bytes(5)  # no name, no time
 
 
 def test_other_suffixes_are_refused_before_anything_is_written(tmp_path):
@@ -246,3 +248,17 @@ def test_each_hostile_picture_ends_in_one_line_that_names_it(tmp_path):
         with pytest.raises(MedsegError, match=words) as caught:
             read_picture(tmp_path / name)
         assert name in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # Pillow's own
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+def test_only_our_error_comes_of_a_picture_damaged_at_random(tmp_path, kind):
+    Image.fromarray(RNG.integers(0, 255, (20, 30, 3), np.uint8)).save(tmp_path / "whole", kind)
+    whole = (tmp_path / "whole").read_bytes()
+    for number in range(300):
+        content = bytearray(whole)
+        for place in RNG.integers(len(whole) if number % 2 else 100, size=3):
+            content[place if kind != "TIFF" or number % 2 else -place] = RNG.integers(256)
+        (tmp_path / "damaged").write_bytes(content[: None if number % 5 else RNG.integers(len(whole))])
+        with contextlib.suppress(MedsegError):
+            read_picture(tmp_path / "damaged")

@@ -275,21 +275,17 @@ class TestPeers:
         assert (F.one_hot(label).flatten(1, -2).sum(1) > 0).all()
         how = {"softmax": True, "to_onehot_y": True, "include_background": False, "smooth_nr": 0.5, "smooth_dr": 0.5}
         for ours, theirs in ((dice_loss, monai.DiceLoss), (dice_ce, monai.DiceCELoss)):
-            (got, grad), (expected, other) = (
-                value_and_grad(lambda x, f=ours: f(x, label, smooth=0.5), logits),
-                value_and_grad(lambda x, f=theirs: f(**how)(x, label[:, None]), logits),
-            )
+            got, grad = value_and_grad(lambda x, f=ours: f(x, label, smooth=0.5), logits)
+            expected, other = value_and_grad(lambda x, f=theirs: f(**how)(x, label[:, None]), logits)
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=0)  # MONAI makes its one-hot float32
             torch.testing.assert_close(grad, other, rtol=1e-6, atol=1e-9)
 
     def test_tversky_is_monais(self, size):
         monai = pytest.importorskip("monai.losses")
         logits, label = random_case(size=size)
-        theirs = monai.TverskyLoss(
-            softmax=True, to_onehot_y=True, include_background=False, alpha=0.2, beta=0.9, smooth_nr=1, smooth_dr=1
-        )
-        ours = tversky_loss(logits, label, alpha=0.2, beta=0.9)
-        torch.testing.assert_close(ours, theirs(logits, label[:, None]), rtol=1e-6, atol=0)
+        how = {"softmax": True, "to_onehot_y": True, "include_background": False, "smooth_nr": 1, "smooth_dr": 1}
+        theirs = monai.TverskyLoss(alpha=0.2, beta=0.9, **how)(logits, label[:, None])
+        torch.testing.assert_close(tversky_loss(logits, label, alpha=0.2, beta=0.9), theirs, rtol=1e-6, atol=0)
 
     def test_focal_is_monais_times_the_classes_it_divides_by(self, size):
         monai = pytest.importorskip("monai.losses")

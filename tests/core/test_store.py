@@ -83,6 +83,28 @@ def test_a_foreign_folder_is_not_replaced(tmp_path):
     assert (tmp_path / "a" / "thesis.txt").exists()
 
 
+def test_an_empty_folder_is_used(tmp_path):
+    (tmp_path / "a").mkdir()
+    write_arrays(tmp_path / "a", {"image": IMAGE}, {})
+    np.testing.assert_array_equal(Arrays(tmp_path / "a")["image"], IMAGE)
+
+
+def test_the_old_arrays_come_back_where_the_new_cannot_be_moved_in(tmp_path, monkeypatch):
+    write_arrays(tmp_path / "a", {"image": IMAGE}, {})
+    move = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if "-new-" in path.name:
+            raise PermissionError(13, "Permission denied")
+        return move(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(MedsegError, match="Permission denied"):
+        write_arrays(tmp_path / "a", {"image": IMAGE + 1}, {})
+    np.testing.assert_array_equal(Arrays(tmp_path / "a")["image"], IMAGE)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_full_disk_leaves_the_old_arrays_and_nothing_beside(tmp_path):
     write_arrays(tmp_path / "a", {"image": IMAGE}, {})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -55,7 +55,7 @@ def test_image_and_label_lie_in_ras_voxel_for_voxel(tmp_path):
     assert np.array_equal(arrays["image"], ramp()[::-1, ::-1])
     assert arrays["label"].dtype == np.uint8
     assert np.array_equal(arrays["label"], (5 * LIVER + SPLEEN)[::-1, ::-1])
-    assert set(arrays) == {"image", "label"}
+    assert arrays.names == ("image", "label")
     ras = np.diag([2.0, 3, 4, 1])
     ras[:3, 3] = (30 - 5 * 2, 20 - 4 * 3, -10)
     np.testing.assert_allclose(arrays.about["affine"], ras)
@@ -64,9 +64,10 @@ def test_image_and_label_lie_in_ras_voxel_for_voxel(tmp_path):
 def test_a_plane_is_one_run_of_the_file(tmp_path):
     put(tmp_path / "data" / "s1", liver=LIVER)
     prepare(tmp_path / "data", tmp_path / "cache", PrepareConfig())
-    for array in Arrays(tmp_path / "cache" / "s1").values():
-        assert isinstance(array, np.memmap)
-        assert array[:, :, 2].flags.f_contiguous
+    arrays = Arrays(tmp_path / "cache" / "s1")
+    for name in arrays.names:
+        assert isinstance(arrays[name], np.memmap)
+        assert arrays[name][:, :, 2].flags.f_contiguous
 
 
 def test_the_spacing_is_the_median_of_the_cohort_along_patient_axes(tmp_path):

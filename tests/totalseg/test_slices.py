@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from medseg_core.augment import Recipe
 from medseg_core.draw import Draw
 from medseg_core.errors import MedsegError
 from medseg_core.store import Arrays, write_arrays
@@ -20,7 +21,7 @@ def stored(folder, *, annotated=None, edge=EDGE, **layers) -> Arrays:
     x, _, k = np.indices((edge, edge, 3))
     arrays = {"image": np.asfortranarray((x + 100 * k).astype(np.int16))}
     arrays |= {name: np.asfortranarray(layer) for name, layer in layers.items()}
-    write_arrays(folder, arrays, {"annotated": annotated})
+    write_arrays(folder, arrays, {"annotated": annotated, "spacing_mm": [2.0, 2.0, 5.0]})
     return Arrays(folder)
 
 
@@ -155,6 +156,49 @@ def test_structures_that_are_not_trained_draw_no_crop(tmp_path):
     label[:40, :40] = 9
     samples = slices(stored(tmp_path / "a", label=label, edge=64), size=8, foreground=1.0)
     assert all((samples[Draw(0, 0, i, 0)]["label"] == 1).any() for i in range(10))
+
+
+ALWAYS_MIRRORED = Recipe(flip_chance=1.0)
+
+
+def test_a_mirrored_sample_swaps_left_and_right(tmp_path):
+    case = stored(tmp_path / "a", label=blocks((0, 0, 5), (8, 4, 2)))
+    plain, mirrored = (slices(case, how=how, mirror={5: 2, 2: 5})[Draw(0, 0, 0, 0)] for how in (None, ALWAYS_MIRRORED))
+    assert torch.equal(mirrored["image"], plain["image"].flip(1))
+    swapped = torch.tensor([0, 2, 1])[plain["label"]]
+    assert torch.equal(mirrored["label"], swapped.flip(0))
+
+
+def test_a_mirrored_sample_knows_partners_that_are_no_channels(tmp_path):
+    """Only the left one, id 5, is trained: in a mirror it is where the right one, id 2, stood."""
+    case = stored(tmp_path / "a", label=blocks((0, 0, 5), (8, 4, 2)))
+    sample = slices(case, how=ALWAYS_MIRRORED, mirror={5: 2, 2: 5}, channels=(0, 5))[Draw(0, 0, 0, 0)]
+    expected = torch.from_numpy((blocks((8, 4, 1))[..., 0]).astype(np.int64)).flip(0)
+    assert torch.equal(sample["label"], expected)
+
+
+def test_without_sides_nothing_is_mirrored(tmp_path):
+    case = stored(tmp_path / "a", label=LABEL)
+    plain, other = (slices(case, how=how)[Draw(0, 0, 0, 0)] for how in (None, ALWAYS_MIRRORED))
+    assert torch.equal(plain["image"], other["image"])
+
+
+def test_image_and_label_move_together(tmp_path):
+    """The image is the label: where they part by more than a border, one of them was moved alone."""
+    label = blocks((4, 2, 5), (8, 10, 5), edge=32).repeat(2, axis=1)[:, :32]
+    write_arrays(
+        tmp_path / "a",
+        {"image": np.asfortranarray(label.astype(np.int16)), "label": np.asfortranarray(label)},
+        {"annotated": None, "spacing_mm": [2.0, 2.0, 5.0]},
+    )
+    how = Recipe(rotate_chance=1.0, scale_chance=1.0, shift_chance=1.0)
+    samples = slices(Arrays(tmp_path / "a"), size=32, how=how, intensity={"window_hu": (0.0, 5.0)}, channels=(0, 5))
+    for place in range(5):
+        sample = samples[Draw(0, 0, place, 0)]
+        image, moved = sample["image"][0].numpy(), sample["label"].numpy()
+        assert np.array_equal(image[1:-1, 1:-1] > 0.99, (image > 0.99)[1:-1, 1:-1] & (moved == 1)[1:-1, 1:-1])
+        assert not (moved[image < 0.01]).any()
+        assert 20 < moved.sum() < 200
 
 
 def test_samples_travel_to_workers_as_paths(tmp_path):

@@ -21,7 +21,7 @@ FORMAT = 1
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Case:
     """One scan or picture with what belongs to it.
 

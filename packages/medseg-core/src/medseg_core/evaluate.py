@@ -314,9 +314,7 @@ class _Gallery:
             pair.label, pair.mask, names, image=image, window=figures.CT_WINDOW_HU if kind == "ct" else None,
             spacing=pair.spacing, affine=pair.affine, title=pair.id,
         )  # fmt: skip
-        path = self.out / "pictures" / f"{len(self.cases):04d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.pictures[pair.id] = figures.save(drawn, path)
+        self.pictures[pair.id] = figures.save(drawn, self.out / "pictures" / f"{len(self.cases):04d}.png")
         dice = [row["dice"] for row in rows if row["name"] and row["status"] != "absent"]
         if pair.label.ndim == 3 and dice and np.mean(dice) < self.lowest:
             self.lowest, self.worst = float(np.mean(dice)), pair.id

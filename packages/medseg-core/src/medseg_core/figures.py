@@ -288,6 +288,29 @@ def _largest(label: np.ndarray, mask: np.ndarray) -> list[int]:
     return ranked[:LEGEND_ENTRIES]
 
 
+def sheet(images: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> Figure:
+    """Small pictures side by side with their labels in colour, and a legend: what a network is shown.
+
+    Args:
+        images: (N, H, W) intensities in [0, 1].
+        labels: (N, H, W) ids; only those in `names` are drawn.
+    """
+    known = np.array(sorted(i for i in names if i > 0))
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.2 * rows + 0.6), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.set_axis_off()
+    for image, label, axes in zip(images, labels, figure.axes, strict=False):
+        ids = np.where(np.isin(label, known), label, 0).astype(np.int64)
+        axes.imshow(np.rot90(_painted(ids, _grey(image, (0.0, 1.0)))), interpolation="nearest")
+    shown = _largest(labels, labels)
+    keys = [Patch(color=_hex(i), label=names[i]) for i in shown if i in names]
+    if keys:
+        figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    return figure
+
+
 def curves(history: Mapping[str, Sequence[float | None]]) -> Figure:
     """Losses, scores and learning rate over the epochs: training solid, validation dashed.
 

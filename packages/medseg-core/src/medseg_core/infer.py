@@ -32,7 +32,7 @@ from medseg_core.windows import Plan, Ring, plan_windows, read_windows
 Net = Callable[[Tensor], Tensor]
 Reduce = Callable[[Tensor], Tensor]
 
-REDUCE_BYTES = 2**24  # logits that `reduce` sees at once, unless one plane is more
+REDUCE_BYTES = 2**24  # of logits that `reduce` sees at once: small blocks need no fresh memory
 
 
 def infer(
@@ -57,7 +57,8 @@ def infer(
         image: (C, *S), any real type and memory order, a memory map too; windows are cast to float32 as they are read.
         window: its edges in voxels, one for each axis of S. An image that is smaller is padded, evenly on both sides,
             and the answer cropped.
-        reduce: (K, *slab) float32 -> (*slab) or (M, *slab), always of one type; slabs have all axes of S.
+        reduce: (K, *slab) float32 -> (*slab) or (M, *slab), always of one type. A slab has all axes of S and
+            may end anywhere, so each voxel is judged by itself.
         overlap: the least share of its edge that a window has in common with the next, in [0, 1).
         batch_size: windows in one forward; the first has one, which tells K before more memory is taken.
         precision: fp32, bf16, fp16, or auto for what is fast on `device`.
@@ -67,7 +68,7 @@ def infer(
         what: words for a progress bar; none without.
 
     Returns:
-        (*S) or (M, *S) in the type that `reduce` returns, and in the memory order of `image`.
+        (*S) or (M, *S) in the type that `reduce` returns, and each in the memory order of `image`.
 
     Raises:
         MedsegError: arguments that do not fit each other, logits that are not finite, too little memory.
@@ -87,7 +88,7 @@ def infer(
             x_NCW = read_windows(image, batch, plan, outside=outside, device=place)
             with autocast(place, precision):
                 y_NKW = net(x_NCW)
-            y_NKW = _checked(y_NKW.float(), x_NCW, corner=batch[0])
+            _check_shape(y_NKW, x_NCW)
             if not plan.is_plain:
                 ring = ring or Ring(plan, y_NKW.shape[1], place)
                 ring.release(batch[0][plan.axis], answer.put)
@@ -217,21 +218,25 @@ class _Answer:
         self.array: np.ndarray | None = None
 
     def put(self, y_KS: Tensor, first: int) -> None:
-        """Reduce the planes from `first` on, a few at a time."""
-        axis = self.plan.axis - len(self.plan.size)  # from behind: the answer may have channels in front
-        few = max(1, REDUCE_BYTES * y_KS.shape[axis] // (4 * y_KS.numel()))
-        for part in y_KS.split(few, axis):
-            slab = self.reduce(part).cpu().numpy()
-            lead = slab.shape[: 1 - part.ndim]
-            if len(lead) > 1 or slab.shape != (*lead, *part.shape[1:]):
-                raise MedsegError(
-                    f"reduce gave {slab.shape} for logits {tuple(part.shape)}; only axis 0 may change or go"
-                )
+        """Reduce the planes from `first` on, block by block."""
+        along, num_axes = self.plan.axis + 1, len(self.plan.size)
+        axes = sorted(range(1, num_axes + 1), key=lambda axis: axis != along)
+        for at, block in _blocks(y_KS, axes[:-1]):
+            y = block.float().contiguous()
+            if not torch.isfinite(y.sum()):
+                fix = "look for NaN in the image, or take precision bf16 or fp32"
+                raise MedsegError(f"logits are not finite from plane {first} of axis {along - 1} on; {fix}")
+            slab = self.reduce(y).cpu().numpy()
+            lead = slab.shape[: slab.ndim - num_axes]
+            if len(lead) > 1 or slab.shape != (*lead, *y.shape[1:]):
+                raise MedsegError(f"reduce gave {slab.shape} for logits {tuple(y.shape)}; only axis 0 may change or go")
             if self.array is None:
-                like = self.image[:1] if lead else self.image[0]
-                self.array = np.empty_like(like, dtype=slab.dtype, shape=(*lead, *self.plan.size), subok=False)
-            np.moveaxis(self.array, axis, 0)[first : first + part.shape[axis]] = np.moveaxis(slab, axis, 0)
-            first += part.shape[axis]
+                order = np.argsort([-abs(stride) for stride in self.image.strides[1:]], kind="stable")
+                array = np.empty((*lead, *np.array(self.plan.size)[order]), slab.dtype)
+                self.array = np.moveaxis(array, range(-num_axes, 0), order - num_axes)
+            at[along] += first
+            place = (slice(at[a], at[a] + y.shape[a]) for a in range(1, num_axes + 1))
+            self.array[..., *place] = slab
 
     def cropped(self) -> np.ndarray:
         """The answer without the padding."""
@@ -240,6 +245,20 @@ class _Answer:
             return self.array
         inner = tuple(slice(b, b + n) for b, n in zip(self.plan.before, shape, strict=True))
         return self.array[..., *inner].copy(order="K")
+
+
+def _blocks(y_KS: Tensor, axes: Sequence[int]) -> Iterator[tuple[list[int], Tensor]]:
+    """(first index on each axis, block) of at most REDUCE_BYTES, cut along the first of `axes`, then the next."""
+    if not axes:
+        yield [0] * y_KS.ndim, y_KS
+        return
+    axis, size = axes[0], y_KS.shape[axes[0]]
+    count = max(1, REDUCE_BYTES * size // (4 * y_KS.numel()))
+    for start in range(0, size, count):
+        part = y_KS.narrow(axis, start, min(count, size - start))
+        for at, block in _blocks(part, axes[1:]):
+            at[axis] = start
+            yield at, block
 
 
 def _check(net: Net, image: np.ndarray, *, window: Sequence[int], overlap: float, batch_size: int) -> None:
@@ -259,14 +278,10 @@ def _check_eval(net: Net) -> None:
         )
 
 
-def _checked(y_NKW: Tensor, x_NCW: Tensor, *, corner: tuple[int, ...]) -> Tensor:
+def _check_shape(y_NKW: Tensor, x_NCW: Tensor) -> None:
     if y_NKW.ndim != x_NCW.ndim or (len(y_NKW), *y_NKW.shape[2:]) != (len(x_NCW), *x_NCW.shape[2:]):
         need = ", ".join(map(str, (len(x_NCW), "K", *x_NCW.shape[2:])))
         raise MedsegError(f"the net gave {tuple(y_NKW.shape)} for {tuple(x_NCW.shape)}; it must give ({need})")
-    if not torch.isfinite(y_NKW.sum()):
-        fix = "look for NaN in the image, or take precision bf16 or fp32"
-        raise MedsegError(f"logits are not finite in the windows from {corner} on; {fix}")
-    return y_NKW
 
 
 @contextlib.contextmanager

@@ -142,11 +142,11 @@ def _tell_each(numbers: Mapping[str, Any]) -> None:
 
 
 def tell_failures(failed: Mapping[str, str]) -> None:
-    """Names every case that failed and why, and ends the command with exit code 1; nothing where none did."""
+    """Names every case that failed and why, and ends the command with exit code 2; nothing where none did."""
     for case, why in failed.items():
         print(f"failed: {case}: {why}", file=sys.stderr)  # noqa: T201
     if failed:
-        raise typer.Exit(1)
+        raise typer.Exit(2)
 
 
 def _options(cls: type) -> list[inspect.Parameter]:

@@ -21,6 +21,7 @@ from medseg_core.errors import MedsegError
 from medseg_core.evaluate import Evaluation
 from medseg_core.intervals import case_means, values_of
 from medseg_core.io import write_text
+from medseg_core.scene import CONFIG
 
 MAX_BYTES = 10_000_000
 MAX_WIDTH_PX = 1600
@@ -54,7 +55,8 @@ def write_report(
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"number": _number, "measure": figures.title_of}
     template = environment.from_string(files("medseg_core").joinpath(TEMPLATE).read_text(encoding="utf-8"))
-    page = _numbers(evaluation) | _drawn(evaluation) | {"title": title, "notes": list(notes)}
+    summary = evaluation.summary()
+    page = _numbers(evaluation, summary) | _drawn(evaluation, summary) | {"title": title, "notes": list(notes)}
     surfaces = _surfaces(evaluation)
     bare = template.render(page | {"surfaces": surfaces, "plotly": _plotly(surfaces), "pictures": []})
     room = MAX_BYTES - SPARE_BYTES - len(bare.encode())
@@ -65,7 +67,7 @@ def write_report(
             room -= len(embedded)
             page["pictures"].append({"name": picture.stem.replace("_", " "), "uri": embedded})
         else:
-            page["notes"].append(f"{picture.name} was left out to keep this page under 10 MB")
+            page["notes"].append(f"{picture.name} was left out to keep this page under {MAX_BYTES / 1e6:.0f} MB")
     whole = template.render(page | {"surfaces": surfaces, "plotly": _plotly(surfaces)})
     out = Path(out)
     write_text(out / "report.html", whole)
@@ -73,12 +75,11 @@ def write_report(
     return out / "report.html"
 
 
-def _numbers(evaluation: Evaluation) -> dict[str, Any]:
+def _numbers(evaluation: Evaluation, summary: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the page says in figures."""
     measures = evaluation.measures
     main = "dice" if "dice" in measures else measures[0]
     sizes = [measure for measure in measures if measure.startswith(SIZES)]
-    summary = evaluation.summary()
     kinds = {kind: _tables(summary, kind) for kind in ("all", "group", "structure", "case")}
     overall = (kinds["all"] or kinds["case"])[0]
     for row in kinds["structure"]:
@@ -139,12 +140,11 @@ def _cases(evaluation: Evaluation, main: str) -> list[Table]:
     return sorted(tables.values(), key=lambda table: (math.isnan(table["mean"]), table["mean"]))
 
 
-def _drawn(evaluation: Evaluation) -> dict[str, Any]:
+def _drawn(evaluation: Evaluation, summary: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the page shows in pictures."""
     named = [row for row in evaluation.rows if row["name"]] or list(evaluation.rows)
     main = "dice" if "dice" in evaluation.measures else evaluation.measures[0]
     shown = [m for m in evaluation.measures if not m.startswith((*SIZES, "specificity"))]
-    summary = evaluation.summary()
     several = sum(entry["kind"] == "structure" and entry["measure"] == main for entry in summary) > 1
     ranked = sorted((case for case in _cases(evaluation, main) if case["n"]), key=lambda case: case["mean"])
     picked = {}
@@ -172,9 +172,8 @@ def _drawn(evaluation: Evaluation) -> dict[str, Any]:
 def _surfaces(evaluation: Evaluation) -> Markup:
     if evaluation.scene is None:
         return Markup("")
-    config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["tableRotation"]}
     # Plotly writes <, > and / in its data as escapes: a structure's name cannot end the script.
-    return Markup(evaluation.scene.to_html(full_html=False, include_plotlyjs=False, div_id="scene", config=config))
+    return Markup(evaluation.scene.to_html(full_html=False, include_plotlyjs=False, div_id="scene", config=CONFIG))
 
 
 def _plotly(surfaces: Markup) -> Markup:
@@ -197,7 +196,7 @@ def _embedded(picture: Path) -> str:
         raise MedsegError(f"{picture} cannot be put into the report: {error}") from None
     pixels.thumbnail((MAX_WIDTH_PX, 4 * MAX_WIDTH_PX))
     buffer = io.BytesIO()
-    pixels.save(buffer, "png", optimize=True)
+    pixels.save(buffer, "png")
     if buffer.tell() <= HEAVY_BYTES:
         return _uri(buffer.getvalue(), "png")
     buffer = io.BytesIO()

@@ -14,6 +14,9 @@ from medseg_core.figures import colour_of
 MAX_FACES = 120_000
 MAX_VOXELS = 6_000_000
 MIN_FACES = 60
+VEIL = "rgb(150,150,150)"
+# What plotly is told wherever a figure is shown: its "Share chart" button would upload the patient's surfaces.
+CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False, "plotlyServerURL": ""}
 VIEWS = {"Prediction": ("prediction",), "Reference": ("reference",), "Both": ("prediction", "reference")}
 
 
@@ -127,6 +130,8 @@ def figure(
 ) -> go.Figure:
     """Prediction and reference as a plotly figure: three views, a name on hover, structures to click away.
 
+    Show it with `figure.show(config=CONFIG)`, or plotly offers to upload it.
+
     Args:
         mask, label: (X, Y, Z) integer ids; only the ids in `names` are shown.
         max_faces: for both together; plotly stores about 17 bytes per face.
@@ -157,6 +162,7 @@ def figure(
         legend={"itemsizing": "constant", "groupclick": "togglegroup", "tracegroupgap": 0, "font": {"size": 11}},
         font={"color": "#7a8793", "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",
+        modebar={"bgcolor": "rgba(0,0,0,0)", "color": "#7a8793", "activecolor": "#2f6f9f"},
         margin={"l": 0, "r": 0, "t": 44, "b": 0},
         height=640,
     )  # fmt: skip
@@ -171,20 +177,26 @@ def _trace(surface: Surface, name: str, side: str) -> go.Mesh3d:
     return go.Mesh3d(
         x=x, y=y, z=z, i=i, j=j, k=k,
         name=said, meta=side, legendgroup=str(surface.label_id),
-        color="rgb({},{},{})".format(*colour_of(surface.label_id)),
         hovertemplate=f"<b>{said}</b><br>{side}<extra></extra>",
-        lighting={"ambient": 0.55, "diffuse": 0.7, "specular": 0.15, "roughness": 0.7},
+        lighting={"ambient": 0.5, "diffuse": 0.75, "specular": 0.15, "roughness": 0.7},
+        lightposition={"x": 20_000, "y": 100_000, "z": 60_000},
     )  # fmt: skip
 
 
 def _look(traces: Sequence[go.Mesh3d], sides: Sequence[str]) -> dict[str, list[object]]:
-    """What a view sets per trace: of both, the reference is a veil; each structure is in the legend once."""
+    """What a view sets per trace: of both, the reference is a grey veil; each structure is in the legend once."""
     seen = [trace.meta in sides for trace in traces]
     groups = [trace.legendgroup if there else "" for trace, there in zip(traces, seen, strict=True)]
+    veiled = [len(sides) > 1 and trace.meta == "reference" for trace in traces]
     return {
         "visible": seen,
-        "opacity": [0.35 if len(sides) > 1 and trace.meta == "reference" else 1.0 for trace in traces],
+        "opacity": [0.4 if veil else 1.0 for veil in veiled],
+        "color": [VEIL if veil else _rgb(int(trace.legendgroup)) for trace, veil in zip(traces, veiled, strict=True)],
         "showlegend": [
             there and group not in groups[:n] for n, (there, group) in enumerate(zip(seen, groups, strict=True))
         ],
     }
+
+
+def _rgb(label_id: int) -> str:
+    return "rgb({},{},{})".format(*colour_of(label_id))

@@ -29,7 +29,7 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], about: Mapping[
         MedsegError: the folder holds something else, or the disk refuses.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / ABOUT).is_file():
+    if folder.exists() and not (folder / ABOUT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise MedsegError(f"{folder} exists and holds no arrays of ours; name another folder, or remove it")
     token = f".{os.getpid()}-{secrets.token_hex(4)}"
     beside, aside = (folder.with_name(f"{token}-{kind}-{folder.name}") for kind in ("new", "old"))
@@ -48,15 +48,18 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], about: Mapping[
             f"cannot write {folder}: {error.strerror or error}; free space or name another disk"
         ) from None
     finally:
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
         for left in (beside, aside):
             shutil.rmtree(left, ignore_errors=True)
 
 
-class Arrays(Mapping[str, np.ndarray]):
+class Arrays:
     """The arrays that `write_arrays` left in a folder, as read-only memory maps opened when first asked for.
 
     Attributes:
         folder: where they lie.
+        names: of the arrays, sorted.
         about: what was written with them.
 
     Raises:
@@ -99,9 +102,6 @@ class Arrays(Mapping[str, np.ndarray]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
 
     def __reduce__(self) -> tuple[type["Arrays"], tuple[Path]]:
         return Arrays, (self.folder,)

@@ -95,9 +95,13 @@ class Ring:
 
     def __init__(self, plan: Plan, num_classes: int, device: torch.device) -> None:
         self.plan, self.along, self.done = plan, plan.axis + 1, 0
-        planes = [plan.depth if a == plan.axis else n for a, n in enumerate(plan.size)]
-        _check_memory(4 * num_classes * math.prod(planes), device, plan)
-        self.y_KS = torch.zeros((num_classes, *planes), device=device)
+        shape = [num_classes, *(plan.depth if a == plan.axis else n for a, n in enumerate(plan.size))]
+        _check_memory(4 * math.prod(shape), device, plan)
+        if plan.window[plan.axis] == 1:  # planes come and go alone: each lies in one piece, twice as fast
+            shape.insert(0, shape.pop(self.along))
+            self.y_KS = torch.zeros(shape, device=device).movedim(0, self.along)
+        else:
+            self.y_KS = torch.zeros(shape, device=device)
         self.weights = [{s: torch.from_numpy(w).to(device) for s, w in axis.items()} for axis in plan.weights]
 
     def add(self, y_KW: Tensor, corner: Corner) -> None:
@@ -106,7 +110,7 @@ class Ring:
         for axis, (start, edge) in enumerate(zip(corner, self.plan.window, strict=True)):
             weight_W = weight_W[..., None] * self.weights[axis][start]
             plane.append(slice(None) if axis == self.plan.axis else slice(start, start + edge))
-        y_KS, first = self.y_KS[tuple(plane)], corner[self.plan.axis]
+        y_KS, y_KW, first = self.y_KS[tuple(plane)], y_KW.float(), corner[self.plan.axis]
         for run, at, count in self._runs(first, first + self.plan.window[self.plan.axis]):
             weight = weight_W.narrow(self.along - 1, run - first, count)
             y_KS.narrow(self.along, at, count).addcmul_(y_KW.narrow(self.along, run - first, count), weight)

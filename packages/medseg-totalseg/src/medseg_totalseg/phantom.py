@@ -29,7 +29,7 @@ GRIDS = (  # orientation, and spacing along right-left, back-front, feet-head in
     ("RAI", (5.0, 6.0, 6.0)),
 )
 AIR_HU, FAT_HU, BONE_HU = -1000.0, -90.0, 350.0
-NOISE_HU, BLUR_MM = 15.0, 2.0
+NOISE_HU, BLUR_MM = 12.0, 2.0
 COLUMNS = "image_id;age;gender;institute;study_type;split;manufacturer;scanner_model;kvp;pathology;pathology_location"
 
 # Centre and half axes, or way and radius, in mm: x to the right, y to the front, z to the head. Later ones cover
@@ -40,21 +40,21 @@ _MODEL: tuple[tuple[str, float, tuple, tuple], ...] = (
     ("ribs", 450, (*((-x, y, z) for x, y, z in _RIB),), (5.5,)),
     ("lung_lower_lobe_left", -820, ((-68, 2, 105),), (48, 68, 78)),
     ("lung_lower_lobe_right", -820, ((68, 2, 105),), (48, 68, 78)),
-    ("heart", 130, ((-12, 32, 92),), (40, 38, 42)),
-    ("liver", 105, ((62, 12, 5),), (64, 68, 52)),
-    ("spleen", 160, ((-92, -35, 12),), (27, 36, 38)),
-    ("stomach", 20, ((-48, 42, 12),), (38, 36, 38)),
-    ("kidney_right", 210, ((58, -52, -48),), (25, 23, 42)),
-    ("kidney_left", 210, ((-58, -52, -38),), (25, 23, 42)),
-    ("autochthon_left", 60, ((-32, -76, -150), (-32, -80, 0), (-30, -78, 160)), (16,)),
-    ("autochthon_right", 60, ((32, -76, -150), (32, -80, 0), (30, -78, 160)), (16,)),
+    ("heart", 200, ((-12, 32, 92),), (40, 38, 42)),
+    ("liver", 120, ((62, 12, 5),), (64, 68, 52)),
+    ("spleen", 190, ((-92, -35, 12),), (27, 36, 38)),
+    ("stomach", 40, ((-48, 42, 12),), (38, 36, 38)),
+    ("kidney_right", 280, ((58, -52, -48),), (25, 23, 42)),
+    ("kidney_left", 280, ((-58, -52, -38),), (25, 23, 42)),
+    ("autochthon_left", 70, ((-32, -76, -150), (-32, -80, 0), (-30, -78, 160)), (16,)),
+    ("autochthon_right", 70, ((32, -76, -150), (32, -80, 0), (30, -78, 160)), (16,)),
     ("spine", BONE_HU, ((0, -62, -90), (0, -68, 0), (0, -66, 160)), (17,)),
     ("hip_left", 450, ((-86, -25, -125),), (28, 42, 42)),
     ("hip_right", 450, ((86, -25, -125),), (28, 42, 42)),
     ("urinary_bladder", 5, ((0, 25, -130),), (36, 32, 30)),
-    ("inferior_vena_cava", 170, ((20, -28, 60), (24, -34, 0), (20, -36, -95)), (11,)),
-    ("aorta", 270, ((-12, -36, 160), (-14, -38, 20), (-8, -36, -95)), (11,)),
-    ("portal_vein_and_splenic_vein", 230, ((48, 6, 0), (14, -4, -10), (-30, -12, 0), (-72, -26, 10)), (7,)),
+    ("inferior_vena_cava", 230, ((20, -28, 60), (24, -34, 0), (20, -36, -95)), (11,)),
+    ("aorta", 380, ((-12, -36, 160), (-14, -38, 20), (-8, -36, -95)), (11,)),
+    ("portal_vein_and_splenic_vein", 320, ((48, 6, 0), (14, -4, -10), (-30, -12, 0), (-72, -26, 10)), (8,)),
 )
 _IDS = {name: label for label, name in CLASS_LISTS["v2"].items()}
 

@@ -129,7 +129,8 @@ def _prepare_case(case: Case, *, out: Path, plan: _Plan) -> Mapping[str, Any]:
         name = "label" if number == 1 else f"label{number}"
         arrays[name] = np.asfortranarray(resample(Volume(layer, ct.affine), grid, how="label").voxels)
     annotated = sorted(files) if plan.missing == "ignore" else None
-    about = _about(case, ct, joined) | {"affine": grid.affine.tolist(), "annotated": annotated}
+    place = {"affine": grid.affine.tolist(), "spacing_mm": list(grid.spacing_mm)}
+    about = _about(case, ct, joined) | place | {"annotated": annotated}
     write_arrays(out / case.id, arrays, about)
     return {"structures": sum(num > 0 for num in joined.voxels.values()), "overlaps": len(joined.overlaps)}
 
@@ -177,14 +178,14 @@ def _spacing(cases: Sequence[Case], out: Path, config: PrepareConfig) -> tuple[f
         return config.spacing_mm
     if is_cache(out):
         return tuple(_read_dataset(out / DATASET)["spacing_mm"])
-    found = []
+    found, wrong = [], []
     for case in track(cases, "Reading headers"):
         try:
             found.append(read_grid(case.files["ct"]).oriented(ORIENTATION).spacing_mm)
         except MedsegError as error:
-            log.warning("%s: %s", case.id, error)
+            wrong.append(str(error))
     if not found:
-        raise MedsegError(f"none of the {len(cases)} scans can be read; see the lines above")
+        raise MedsegError(wrong[0] if len(wrong) == 1 else f"none of {len(wrong)} scans can be read; first: {wrong[0]}")
     x, y, z = np.round(np.median(found, axis=0), 4).tolist()
     return x, y, z
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medseg_core.augment import augment, crop
+from medseg_core.augment import Recipe, augment, crop
 from medseg_core.draw import Batch, Draw
 from medseg_core.errors import MedsegError
 from medseg_core.store import Arrays
@@ -55,7 +55,7 @@ class Slices:
         channels: label id of each output channel; 0, the background, comes first under softmax and nowhere else.
         head: "softmax" or "sigmoid".
         how: what is changed at random; None for nothing but the crop.
-        mirror: label id -> id on the other side, for mirrored samples; may know more ids than are channels.
+        mirror: label id -> id on the other side, of all ids that are stored; None mirrors nothing.
         foreground: share of crops that are centred on a structure.
     """
 
@@ -67,22 +67,17 @@ class Slices:
         intensity: Mapping[str, Any],
         channels: Sequence[int],
         head: str,
-        how: Any = None,
+        how: Recipe | None = None,
         mirror: Mapping[int, int] | None = None,
         foreground: float = 0.0,
     ) -> None:
         assert (0 in channels) == (head == "softmax"), f"channels {channels} of head {head}"
         self.cases, self.size, self.intensity, self.head = list(cases), size, intensity, head
-        self.channels, self.how, self.mirror, self.foreground = tuple(channels), how, dict(mirror or {}), foreground
+        self.channels, self.how, self.mirror, self.foreground = tuple(channels), how, mirror, foreground
         self.places = [(c, k) for c, arrays in enumerate(self.cases) for k in range(arrays["label"].shape[2])]
         self.some_unknown = any(arrays.about["annotated"] is not None for arrays in self.cases)
         self.limits: dict[int, tuple[float, float]] = {}
-        largest = max(65535 if arrays["label"].itemsize > 1 else 255 for arrays in self.cases) if self.cases else 0
-        wanted = set(channels) - {0}
-        ids = np.arange(max(largest, *channels, *self.mirror, 0) + 1)
-        self.kept = np.array([i if {i, self.mirror.get(i, i)} & wanted else 0 for i in ids.tolist()], np.int32)
-        self.channel = np.zeros(len(ids), np.int32)
-        self.channel[list(channels)] = np.arange(len(channels)) + (head == "sigmoid")
+        self.kept, self.channel = _tables(self.cases, self.channels, mirror or {})
 
     def __len__(self) -> int:
         return len(self.places)
@@ -91,11 +86,12 @@ class Slices:
         number, k = self.places[draw.index]
         arrays, rng = self.cases[number], draw.numpy()
         image = self._plane(number, k)
-        layers = np.stack([self.kept.take(arrays[name][:, :, k]) for name in arrays if name.startswith("label")])
+        layers = np.stack([self.kept.take(arrays[name][:, :, k]) for name in arrays.names if name.startswith("label")])
         size = (self.size, self.size)
         image, layers = crop(image, layers, size, foreground=self.foreground, rng=rng)
         if self.how is not None:
-            image, layers = augment(image, layers, rng, how=self.how, mirror=self.mirror)
+            spacing = arrays.about["spacing_mm"][:2]
+            image, layers = augment(image, layers, rng, how=self.how, spacing=spacing, mirror=self.mirror)
         sample = {"image": torch.from_numpy(image), "label": torch.from_numpy(self._target(layers))}
         if self.some_unknown:
             annotated = arrays.about["annotated"]
@@ -121,6 +117,25 @@ class Slices:
         for layer in channels:
             np.put_along_axis(target, layer[None], 1, axis=0)
         return target[1:]
+
+
+def _tables(
+    cases: Sequence[Arrays], channels: tuple[int, ...], mirror: Mapping[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two tables over all ids that are stored: the ids that are kept, and the channels that they go to.
+
+    Kept are those of the channels, and those that become one in a mirror. A channel counts from 0 for the background,
+    from 1 where there is none, so that 0 always means nothing.
+    """
+    largest = max([int(np.iinfo(arrays["label"].dtype).max) for arrays in cases] + [*channels, *mirror])
+    ids = np.arange(largest + 1, dtype=np.int32)
+    wanted = np.isin(ids, channels)
+    partner = ids.copy()
+    partner[list(mirror)] = list(mirror.values())
+    kept = np.where(wanted | wanted[partner], ids, 0)
+    channel = np.zeros_like(ids)
+    channel[list(channels)] = np.arange(len(channels)) + (0 not in channels)
+    return kept, channel
 
 
 def _scale(image: np.ndarray, low: float, high: float) -> np.ndarray:

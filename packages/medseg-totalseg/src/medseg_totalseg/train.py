@@ -1,5 +1,6 @@
 """Training on slices of a prepared cohort."""
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ from medseg_core.trainer import At, Result, Score, Trainer
 from torch import Tensor, nn
 
 from medseg_totalseg import __version__
-from medseg_totalseg.labels import mirror_pairs, select
+from medseg_totalseg.dataset import discover, names_of
+from medseg_totalseg.labels import choose, mirror_pairs, select
 from medseg_totalseg.models import MODELS
 from medseg_totalseg.predict import infer_planes
 from medseg_totalseg.prepare import Cohort, is_cache, prepare, read_cohort
-from medseg_totalseg.settings import TotalsegConfig
+from medseg_totalseg.settings import PrepareConfig, TotalsegConfig
 from medseg_totalseg.slices import Slices, normalise
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ def train(
     Raises:
         MedsegError: nothing to train on, a folder in use, settings that do not fit the data.
     """
+    _check(data, config)
     run = RunFolder.open(out, config, resume=resume, overwrite=overwrite)
     plan = _plan(_cohort(data, run.path, config), config, splits)
     write_labels(run.path / "labels.json", plan.card.labels)
@@ -71,6 +74,7 @@ def train(
 
 def rehearse(data: Path, out: Path, config: TotalsegConfig, *, splits: Path | None = None) -> Mapping[str, Any]:
     """One batch and one step of what `train` would do: shapes, values, labels, memory, and `out/batch.png`."""
+    _check(data, config)
     plan = _plan(_cohort(data, out, config), config, splits)
     samples, trainer = plan.samples("train"), plan.trainer(None)
     draws = [Draw(i, 0, i, config.seed) for i in range(min(config.batch_size, len(samples)))]
@@ -183,10 +187,27 @@ class Validation:
         figures.save(figure, self.pictures / f"epoch_{at.epoch + 1:04d}_{name}.png", dpi=80)
 
 
+def _check(data: Path, config: TotalsegConfig) -> None:
+    """What can be refused before anything is written."""
+    stride = 2 ** (len(config.widths) - 1)
+    if config.size % stride:
+        below = config.size // stride * stride
+        near = " or ".join(str(n) for n in (below, below + stride) if n)
+        raise MedsegError(
+            f"size {config.size} must be a multiple of {stride} for {len(config.widths)} widths; try {near}"
+        )
+    known = sorted({name for losses in LOSSES.values() for name in losses} | {"auto"})
+    if config.loss not in known:
+        raise MedsegError(f"there is no loss {config.loss!r}{meant(config.loss, known)}; there are {', '.join(known)}")
+    if not is_cache(data):
+        select(choose(names_of(discover(data)), config.labels), config.structures)
+
+
 def _cohort(data: Path, out: Path, config: TotalsegConfig) -> Cohort:
     if is_cache(data):
         return read_cohort(data)
-    outcome = prepare(data, out / "cache", config)
+    own = PrepareConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(PrepareConfig)})
+    outcome = prepare(data, out / "cache", own)
     if outcome.failed:
         log.warning("left out: %s", "; ".join(f"{case}: {why}" for case, why in outcome.failed.items()))
     return read_cohort(out / "cache")

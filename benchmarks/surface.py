@@ -1,0 +1,113 @@
+"""HD, HD95, ASSD and NSD of 117 structures in a 256x256x300 pair: `surface_metrics` beside MONAI and surface-distance.
+
+    python benchmarks/surface.py [--monai 3] [--rounds 3]
+
+The ways take turns and must agree with ours in their convention. MONAI is timed on the first few structures only, as it
+takes seconds for each. A peer that is not installed is named and left out. Shown is the median of wall-clock and, since
+not all of them keep to one core, CPU milliseconds per structure; the first round only warms up.
+"""
+
+import argparse
+import importlib.util
+import os
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from counts import ellipsoids
+from medseg_core.surface import surface_metrics
+
+SPACING_MM = (1.5, 1.5, 1.5)
+TOLERANCE_MM = 3.0
+Way = Callable[[np.ndarray, np.ndarray, list[int]], np.ndarray]
+
+
+def ours(convention: str) -> Way:
+    """(hd, hd95, assd, nsd) of each structure, from `surface_metrics`."""
+
+    def measure(mask: np.ndarray, label: np.ndarray, ids: list[int]) -> np.ndarray:
+        how = {"spacing": SPACING_MM, "tolerance_mm": TOLERANCE_MM, "convention": convention}
+        return np.array([*surface_metrics(mask, label, ids=ids, **how).values()])
+
+    return measure
+
+
+def by_monai(mask: np.ndarray, label: np.ndarray, ids: list[int]) -> np.ndarray:
+    """The same from MONAI's three functions, a structure at a time."""
+    torch, monai = importlib.import_module("torch"), importlib.import_module("monai.metrics")
+    rows = []
+    for i in ids:
+        sides = [torch.from_numpy(side == i)[None, None] for side in (mask, label)]
+        how = {"include_background": True, "spacing": SPACING_MM}
+        found = (
+            monai.compute_hausdorff_distance(*sides, **how),
+            monai.compute_hausdorff_distance(*sides, percentile=95, **how),
+            monai.compute_average_surface_distance(*sides, symmetric=True, **how),
+            monai.compute_surface_dice(*sides, class_thresholds=[TOLERANCE_MM], **how),
+        )
+        rows.append([value.item() for value in found])
+    return np.array(rows).T
+
+
+def by_surface_distance(mask: np.ndarray, label: np.ndarray, ids: list[int]) -> np.ndarray:
+    """The same from DeepMind's package, a structure at a time."""
+    peer = importlib.import_module("surface_distance")
+    rows = []
+    for i in ids:
+        found = peer.compute_surface_distances(label == i, mask == i, SPACING_MM)
+        areas = [found["surfel_areas_gt"].sum(), found["surfel_areas_pred"].sum()]
+        hd, hd95 = (peer.compute_robust_hausdorff(found, percent) for percent in (100, 95))
+        assd = np.average(peer.compute_average_surface_distance(found), weights=areas)
+        rows.append([hd, hd95, assd, peer.compute_surface_dice_at_tolerance(found, TOLERANCE_MM)])
+    return np.array(rows).T
+
+
+def present(peers: dict[str, tuple[str, Way]]) -> dict[str, Way]:
+    """Those whose module is installed; the others are told by name."""
+    ways = {}
+    for name, (module, way) in peers.items():
+        if importlib.util.find_spec(module):
+            ways[name] = way
+        else:
+            print(f"{name} is not installed: left out")
+    return ways
+
+
+def main() -> None:
+    """Prints a row per way."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--monai", type=int, default=3, help="structures that MONAI is timed on")
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")  # the peers' own, of what they use and will lose
+    mask, label = ellipsoids(0)
+    ids = np.intersect1d(mask, label)[1:].tolist()
+    peers = {"MONAI": ("monai", by_monai), "surface-distance": ("surface_distance", by_surface_distance)}
+    ways = {"voxel": ours("voxel"), "surface": ours("surface"), **present(peers)}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    for number in range(options.rounds + 1):
+        found = {}
+        for name, way in ways.items():
+            some = ids[: options.monai] if name == "MONAI" else ids
+            begun = time.perf_counter(), time.process_time()
+            found[name] = way(mask, label, some)
+            if number:
+                spent = time.perf_counter() - begun[0], time.process_time() - begun[1]
+                taken[name].append((spent[0] / len(some), spent[1] / len(some)))
+        for peer, convention in (("MONAI", "voxel"), ("surface-distance", "surface")):
+            if peer in found:
+                expected = found[convention][:, : found[peer].shape[1]]
+                np.testing.assert_allclose(found[peer], expected, rtol=1e-6, atol=1e-6)
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, numpy {np.__version__}")
+    print(f"{len(ids)} structures in {'x'.join(map(str, mask.shape))}, {np.mean(label > 0):.0%} foreground")
+    print(f"{'ms per structure':24}{'wall':>10}{'CPU':>10}   (median of {options.rounds})")
+    for name, values in taken.items():
+        wall, cpu = (1e3 * statistics.median(column) for column in zip(*values, strict=True))
+        print(f"{name:24}{wall:10.1f}{cpu:10.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""The page: all of it in one file, true to the numbers, safe to open."""
+
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from importlib.resources import files
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from medseg_core import report
+from medseg_core.errors import MedsegError
+from medseg_core.evaluate import Evaluation, Pair, evaluate, from_rows
+from medseg_core.report import write_report
+
+EVIL = "<script>alert(1)</script>"
+LABELS = {1: "liver", 2: "spleen", 3: f"<img src=x onerror=alert(2)>{EVIL}"}
+GROUPS = {"liver": "organs", "spleen": "</option>" + EVIL}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside scripts and styles."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.inside = "", ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        self.inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside not in ("script", "style"):
+            self.text += " " + data.strip()
+
+
+def cohort(tmp_path: Path) -> Evaluation:
+    """Four cases of two and three structures: shifted, one spleen missed, one third structure invented."""
+
+    def pairs():
+        label = np.zeros((24, 20, 16), np.uint8)
+        label[4:12, 4:16, 3:12], label[14:20, 5:15, 4:10] = 1, 2
+        for n, name in enumerate(("a", "b", EVIL, "d")):
+            mask = np.roll(label, n, axis=0)
+            if name == "b":
+                mask[mask == 2] = 0
+            if name == "d":
+                mask[0:2, 0:2, 0:2] = 3
+            yield Pair(name, mask, label, (2.0, 2.0, 3.0), images={"ct": label * 50.0}, affine=np.diag([-2, -2, 3, 1]))
+
+    return evaluate(pairs(), LABELS, out=tmp_path, groups=GROUPS)
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    return cohort(tmp_path_factory.mktemp("phantom"))
+
+
+@pytest.fixture(scope="module")
+def shown(phantom: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("report"), phantom)
+
+
+def written(out: Path, evaluation: Evaluation) -> Path:
+    curves = out / "training_curves.png"
+    Image.new("RGB", (3000, 400), "teal").save(curves)
+    notes = ["trained without validation"]
+    return write_report(out, evaluation, title=f"Phantom {EVIL}", pictures=[curves], notes=notes)
+
+
+def test_the_headline_says_what_the_summary_says(shown: Path, phantom: Evaluation):
+    text = Page(shown).text
+    dice = phantom.summary()[0]
+    assert f"{dice['mean']:.3f} mean Dice" in text
+    assert f"[{dice['low']:.3f}, {dice['high']:.3f}]" in text
+    assert "0.000 baseline “empty”" in text
+    assert "1 missed" in text
+    assert "1 invented" in text
+
+
+def test_the_page_says_what_it_is_not_and_how_numbers_are_made(shown: Path):
+    page = Page(shown)
+    assert "Not a medical device" in page.text
+    assert "trained without validation" in page.text
+    assert ("a", {"href": "#how"}) in page.tags
+    assert "how" in {attributes.get("id") for _, attributes in page.tags}
+    assert "tolerance of 3 mm" in page.text
+
+
+def test_names_are_printed_and_never_run(shown: Path):
+    page = Page(shown)
+    assert EVIL in page.text
+    assert "onerror" not in {name for _, attributes in page.tags for name in attributes}
+    assert [tag for tag, _ in page.tags].count("script") == 3  # plotly, the surfaces, the sorting
+
+
+def test_nothing_is_loaded_from_elsewhere(shown: Path):
+    for tag, attributes in Page(shown).tags:
+        for name in ("src", "href", "srcset", "action", "data"):
+            where = attributes.get(name) or "#"
+            assert where.startswith(("data:", "#")), (tag, where[:80])
+
+
+def test_plotly_is_embedded_once_and_cannot_upload(shown: Path):
+    text = shown.read_text(encoding="utf-8")
+    assert len(re.findall(r"plotly\.js v\d", text)) == 1
+    assert re.search(r'"showSendToCloud":\s*false', text)
+
+
+def test_pictures_are_embedded_no_wider_than_they_are_looked_at(shown: Path):
+    images = [attributes for tag, attributes in Page(shown).tags if tag == "img"]
+    assert [image["alt"] for image in images][-1] == "training curves"
+    assert len(images) == 6  # detection, distributions, ranking, worst, median, curves
+    assert "Overlays Worst case: d" in Page(shown).text
+
+
+def test_pictures_beyond_the_size_of_a_page_are_named_instead(
+    phantom: Evaluation, shown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    heavy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8))
+    pictures = [tmp_path / f"heavy_{n}.png" for n in range(2)]
+    for picture in pictures:
+        heavy.save(picture)  # about 480 kB, 640 kB as text
+    monkeypatch.setattr(report, "MAX_BYTES", shown.stat().st_size + 1_000_000)
+    path = write_report(tmp_path, phantom, title="Heavy", pictures=pictures)
+    assert path.stat().st_size < report.MAX_BYTES
+    page = Page(path)
+    assert "Heavy 0" in page.text
+    assert "heavy_1.png was left out to keep this page under" in page.text
+
+
+def test_a_full_scan_of_structures_fits(data: Path, tmp_path: Path):
+    folder = data / "ct_multiorgan" / "ts_s0001"
+    label, mask = (nib.load(folder / f"seg_multilabel_v1_104{kind}.nii.gz") for kind in ("", "_fast"))
+    ids = (np.asarray(image.dataobj).astype(np.uint8) for image in (mask, label))
+    pair = Pair("s0001", *ids, (3.0, 3.0, 3.0), images={"ct": np.asarray(nib.load(folder / "ct.nii.gz").dataobj)})
+    evaluation = evaluate([replace(pair, affine=label.affine)], {i: f"s{i}" for i in range(1, 105)}, out=tmp_path)
+    path = write_report(tmp_path, evaluation, title="s0001")
+    assert path.stat().st_size < 10_000_000
+    assert "0.916 mean Dice" in Page(path).text
+
+
+def test_numbers_that_are_not_about_masks_get_the_same_page(tmp_path: Path):
+    rows = [{"case": f"c{n}", "tre_mm": float(n), "model": model} for n in range(5) for model in ("", "identity")]
+    page = Page(write_report(tmp_path, from_rows(rows), title="Motion"))
+    assert "2.00 mean tre_mm" in page.text
+    assert "baseline “identity”" in page.text
+    assert "plotly" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_equal_evaluations_leave_equal_pages(shown: Path, tmp_path: Path):
+    assert written(tmp_path, cohort(tmp_path)).read_bytes() == shown.read_bytes()
+
+
+def test_a_picture_that_is_not_there_is_named(phantom: Evaluation, tmp_path: Path):
+    with pytest.raises(MedsegError, match=r"curves\.png"):
+        write_report(tmp_path, phantom, title="Phantom", pictures=[tmp_path / "curves.png"])
+
+
+def test_an_evaluation_of_nothing_is_refused(tmp_path: Path):
+    empty = np.zeros((4, 4, 4), np.uint8)
+    with pytest.raises(MedsegError, match="no row"):
+        write_report(tmp_path, evaluate([Pair("a", empty, empty, (1.0, 1.0, 1.0))], LABELS), title="Nothing")
+
+
+def test_the_template_is_a_part_of_the_package():
+    assert files("medseg_core").joinpath("report.html.j2").is_file()
+
+
+def test_a_browser_shows_sorts_and_turns_it_without_an_error_or_a_request(shown: Path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("needs chromium")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    wrong, asked = [], []
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=flags)
+        page = browser.new_page()
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("dialog", lambda dialog: wrong.append(dialog.message))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(shown.as_uri())
+        page.locator("#scene canvas").first.wait_for(state="attached")
+
+        def column(number: int) -> list[str]:
+            cells = page.locator("#structures ~ .wide table").first.locator(f"tbody td:nth-child({number})")
+            return [text.strip() for text in cells.all_inner_texts()]
+
+        def click(head: str) -> None:
+            page.locator("#structures ~ .wide table").first.get_by_role("button", name=head, exact=True).click()
+
+        click("Dice")
+        assert column(6) == sorted(column(6), reverse=True)
+        click("Dice")
+        assert column(6) == sorted(column(6))
+        click("Structure")
+        assert column(1) == sorted(column(1))
+        page.locator("#group").select_option("organs")
+        assert page.locator("tr[data-group]:visible").count() == 1
+        page.locator("#scene .updatemenu-button", has_text="Reference").click()
+        seen = page.evaluate(
+            "document.getElementById('scene').data.filter(trace => trace.visible).map(trace => trace.meta)"
+        )
+        assert set(seen) == {"reference"}
+        assert page.locator(".modebar-btn[data-title^='Share']").count() == 0
+        browser.close()
+    assert wrong == []
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [shown.as_uri()]
