@@ -2,9 +2,9 @@
 
     python benchmarks/sample.py [--edge 224] [--depth 200] [--planes 300]
 
-A scan of `--edge` squared by `--depth` voxels with 117 masks is written as a released folder and prepared. The original's
-sample: `nibabel get_fdata()` of the scan and of each mask, percentile window, threshold, stack; its resize is left out,
-for the plane has its size already. Ours: image and 117-class target of the same plane, without augmentation.
+A scan of `--edge` squared by `--depth` voxels with 117 masks is written as a released folder and prepared. The
+original's sample: `nibabel get_fdata()` of the scan and of each mask, percentile window, threshold, stack; its resize
+is left out, for the plane has its size already. Ours: image and 117-class target of that plane, not augmented.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-
 from medseg_core.draw import Draw
 from medseg_core.io import write_volume
 from medseg_core.store import Arrays
@@ -41,7 +40,8 @@ def main() -> None:
         case = released(Path(folder) / "data" / "s0000", (given.edge, given.edge, given.depth))
         begun = time.perf_counter()
         prepare(case, Path(folder) / "cache", PrepareConfig())
-        print(f"prepare, once: {time.perf_counter() - begun:.2f} s for 117 masks of {given.edge}x{given.edge}x{given.depth}")
+        size = f"{given.edge}x{given.edge}x{given.depth}"
+        print(f"prepare, once: {time.perf_counter() - begun:.2f} s for 117 masks of {size}")
         samples = Slices(
             [Arrays(Path(folder) / "cache" / "s0000")],
             size=given.edge,

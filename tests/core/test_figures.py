@@ -28,28 +28,6 @@ def summary_of(names: list[str], **more: object) -> list[dict]:
     return [{**row, "low": 0.0, "high": 1.0, "n": 3, "n_missed": 1, "n_invented": 0, **more} for row in rows]
 
 
-def test_the_first_colours_are_those_of_okabe_and_ito():
-    assert [colour_of(i) for i in (1, 2, 3)] == [(0xE6, 0x9F, 0x00), (0x56, 0xB4, 0xE9), (0x00, 0x9E, 0x73)]
-
-
-def test_colours_of_a_whole_class_list_are_told_apart():
-    colours = np.array([colour_of(i) for i in range(1, 256)])
-    assert len(np.unique(colours, axis=0)) == 255
-    # 0.02 in Oklab is taken for a just noticeable difference (Ottosson, 2020)
-    seen = figures._oklab(figures._linear(colours[:117]))
-    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 0.05
-
-
-@pytest.mark.parametrize("eye", [figures.DEUTAN, figures.PROTAN])
-def test_colour_blind_people_tell_the_first_thirty_apart(eye: tuple):
-    seen = figures._oklab(figures._linear(np.array([colour_of(i) for i in range(1, 31)])) @ np.array(eye).T)
-    assert min(np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)) > 0.04
-
-
-def test_the_background_is_black():
-    assert colour_of(0) == (0, 0, 0)
-
-
 def test_the_slice_with_the_most_labelled_voxels_is_shown():
     label = np.zeros((6, 5, 4), np.uint8)
     label[2:4, 2:4, 1] = 1
@@ -144,8 +122,8 @@ def test_curves_of_a_run_that_has_no_epoch_yet_can_be_drawn(tmp_path: Path):
         ("hd95_mm", "HD95 (mm)"),
         ("nsd_3mm", "NSD (3\u00a0mm)"),
         ("volume_ref_ml", "Ref. volume (ml)"),
-        ("area_pred_nm2", "Pred. area (nm2)"),
-        ("tmtv_ml", "tmtv_ml"),
+        ("area_pred_nm2", "Pred. area (nm²)"),
+        ("tmtv_ml", "tmtv (ml)"),
     ],
 )
 def test_columns_are_named_as_people_read_them(column: str, title: str):

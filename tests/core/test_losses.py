@@ -42,10 +42,9 @@ def random_case(*, num=2, classes=4, size=(5, 6), seed=0, dtype=torch.float64):
     return logits, label
 
 
-def random_target(*, num=2, classes=3, size=(5, 6), seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    logits = torch.randn((num, classes, *size), generator=rng, dtype=torch.float64)
-    return logits, torch.rand((num, classes, *size), generator=rng) < 0.4
+def random_target(*, num=2, size=(5, 6)):
+    logits, label = random_case(num=num, classes=3, size=size)
+    return logits, torch.stack([label == 0, label != 1, label == 2], 1)  # channels that overlap
 
 
 @pytest.fixture(params=[1, 7, 2**18])
@@ -388,9 +387,10 @@ def test_a_weighted_combination_is_the_weighted_sum():
         (lambda x, y: dice_ce(x[:, :1], y), "sigmoid"),
         (lambda x, y: dice_ce(x, y, known=torch.ones(2, 3, dtype=torch.bool)), r"torch.bool \(2, 4\)"),
         (lambda x, y: dice_ce(x, y, known=torch.ones(2, 4)), "float32"),
+        (lambda x, y: bce(x[:, :, 0, 0], y), r"\(2, 4\); make it \(cases, channels"),
         (lambda x, y: combine({"dise": 1.0}), "did you mean 'dice'"),
         (lambda x, y: combine({"margin": 1.0}), "there are dice_ce, ce"),
-        (lambda x, y: combine({}), "at least one"),
+        (lambda *_: combine({}), "at least one"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_fix(call, says):

@@ -153,7 +153,8 @@ def test_a_full_scan_of_structures_fits(data: Path, tmp_path: Path):
 def test_numbers_that_are_not_about_masks_get_the_same_page(tmp_path: Path):
     rows = [{"case": f"c{n}", "tre_mm": float(n), "model": model} for n in range(5) for model in ("", "identity")]
     page = Page(write_report(tmp_path, from_rows(rows), title="Motion"))
-    assert "2.00 mean tre_mm" in page.text
+    assert "2.00 mean tre (mm)" in page.text
+    assert "Missed" not in page.text
     assert "baseline “identity”" in page.text
     assert "plotly" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 

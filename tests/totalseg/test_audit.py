@@ -6,7 +6,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-
 from medseg_core.errors import MedsegError
 from medseg_totalseg.audit import check
 from medseg_totalseg.phantom import phantom
@@ -130,9 +129,7 @@ def test_swapped_sides_are_suspected(case):
     masks = case / "segmentations"
     save(masks / "kidney_left.nii.gz", box(9, 11))
     save(masks / "kidney_right.nii.gz", box(1, 3))
-    assert said(case)["warning"] == [
-        "left lies on the right: kidney_left; are the names of the two sides swapped?"
-    ]
+    assert said(case)["warning"] == ["left lies on the right: kidney_left; are the names of the two sides swapped?"]
     save(masks / "hip_left.nii.gz", box(18, 20))
     save(masks / "hip_right.nii.gz", box(4, 5))
     assert "all 2 left structures lie on the right" in said(case)["warning"][0]

@@ -6,7 +6,6 @@ Names of cases and structures are printed as they are: a `$` starts no formula.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,70 +14,15 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from medseg_core.colours import colour_of, colour_table
 from medseg_core.io import replacing
 
-OKABE_ITO = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 CT_WINDOW_HU = (-160.0, 240.0)
 INK, MUTED, GRID, ACCENT, WARN = "#1f2933", "#66727f", "#e4e8ec", "#2f6f9f", "#c2571a"
-NUM_COLOURS = 255
 LEGEND_ENTRIES = 12
 PANE_INCHES = 3.6
-# sRGB (linear) as people without green- and without red-sensitive cones see it (Machado et al., 2009, severity 1.0).
-DEUTAN = ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881))
-PROTAN = ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998))
-
-
-def colour_of(label_id: int) -> tuple[int, int, int]:
-    """Red, green and blue (0 to 255) of a label id: always the same, black for 0, distinct for the ids 1 to 255.
-
-    The first seven are the colour-blind safe ones of Okabe and Ito (2008); larger ids begin again at 1.
-    """
-    return (0, 0, 0) if label_id == 0 else _colours()[(label_id - 1) % NUM_COLOURS]
-
-
-def colour_table(ids: Iterable[int]) -> np.ndarray:
-    """(max id + 1, 3) uint8, row i the colour of id i; ids not named stay black."""
-    ids = [i for i in ids if i > 0]
-    table = np.zeros((max(ids, default=0) + 1, 3), np.uint8)
-    for i in ids:
-        table[i] = colour_of(i)
-    return table
-
-
-@cache
-def _colours() -> tuple[tuple[int, int, int], ...]:
-    """Farthest-point choice (as Glasbey et al., 2007) in Oklab (Ottosson, 2020), for normal and colour-blind eyes."""
-    levels = np.arange(16, dtype=np.int64) * 17
-    grid = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 3)
-    lab = _oklab(_linear(grid))
-    vivid = (lab[:, 0] > 0.42) & (lab[:, 0] < 0.93) & (np.hypot(lab[:, 1], lab[:, 2]) > 0.06)
-    rgb = np.concatenate([np.array(OKABE_ITO), grid[vivid]])
-    seen = [_oklab(_linear(rgb) @ np.array(eye).T) for eye in (np.eye(3), DEUTAN, PROTAN)]
-    weights = (1.0, 2.5, 2.5)
-    nearest = np.full(len(rgb), np.inf)
-    chosen: list[int] = []
-    for number in range(NUM_COLOURS):
-        pick = number if number < len(OKABE_ITO) else int(nearest.argmax())
-        chosen.append(pick)
-        away = [w * np.linalg.norm(lab - lab[pick], axis=1) for lab, w in zip(seen, weights, strict=True)]
-        nearest = np.minimum(nearest, np.min(away, axis=0))
-    return tuple((int(r), int(g), int(b)) for r, g, b in rgb[chosen])
-
-
-def _linear(rgb: np.ndarray) -> np.ndarray:
-    """sRGB 0..255 to linear light 0..1 (IEC 61966-2-1)."""
-    value = rgb / 255.0
-    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-
-
-def _oklab(linear: np.ndarray) -> np.ndarray:
-    to_lms = [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566]]
-    to_lms.append([0.0883024619, 0.2817188376, 0.6299787005])
-    to_lab = [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099]]
-    to_lab.append([0.0259040371, 0.7827717662, -0.8086757660])
-    return np.cbrt(linear @ np.array(to_lms).T) @ np.array(to_lab).T
 
 
 def save(figure: Figure, path: Path, *, dpi: int = 140) -> Path:
@@ -114,9 +58,9 @@ def detection_rates(rows: Sequence[Mapping[str, Any]], *, measure: str = "dice")
 
 def distributions(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> Figure:
     """One histogram per measure over all (case, structure) rows that have it, with the median marked."""
-    columns = min(3, len(measures))
+    columns = 3 if len(measures) in (3, 5, 6) else min(4, len(measures))
     lines = math.ceil(len(measures) / columns)
-    figure = Figure(figsize=(3.3 * columns, 2.3 * lines), layout="constrained")
+    figure = Figure(figsize=(3.0 * columns, 2.2 * lines), layout="constrained")
     panes = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, measure in zip(panes, measures, strict=False):
         values = np.array([row.get(measure, math.nan) for row in rows], float)
@@ -128,8 +72,9 @@ def distributions(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) ->
         if not len(values):
             axes.text(0.5, 0.5, "no value", ha="center", color=MUTED, transform=axes.transAxes)
             continue
-        bins = np.linspace(0, 1, 21) if values.min() >= 0 and values.max() <= 1 else 20
+        bins = np.linspace(0, 1, 21) if values.min() >= 0 and 0.25 < values.max() <= 1 else 20
         axes.hist(values, bins=bins, color=ACCENT, alpha=0.85)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.axvline(float(np.median(values)), color=WARN, linewidth=1.4)
     for axes in panes[len(measures) :]:
         axes.set_axis_off()
@@ -303,7 +248,7 @@ def sheet(images: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> F
         axes.set_axis_off()
     for image, label, axes in zip(images, labels, figure.axes, strict=False):
         ids = np.where(np.isin(label, known), label, 0).astype(np.int64)
-        axes.imshow(np.rot90(_painted(ids, _grey(image, (0.0, 1.0)))), interpolation="nearest")
+        axes.imshow(_painted(ids, _grey(image, (0.0, 1.0))), interpolation="nearest")
     shown = _largest(labels, labels)
     keys = [Patch(color=_hex(i), label=names[i]) for i in shown if i in names]
     if keys:
@@ -383,8 +328,8 @@ def title_of(measure: str) -> str:
         return f"NSD ({number}\u00a0{unit[len(number) :]})"
     kind, _, side = head.partition("_")
     if kind in ("volume", "area") and side in ("ref", "pred"):
-        return f"{'Ref.' if side == 'ref' else 'Pred.'} {kind} ({unit})"
-    return words.get(measure, measure)
+        return f"{'Ref.' if side == 'ref' else 'Pred.'} {kind} ({unit.replace('2', '²').replace('3', '³')})"
+    return f"{head.replace('_', ' ')} ({unit})" if unit in ("mm", "ml", "nm", "px") else words.get(measure, measure)
 
 
 def _plain(axes: Axes, *, grid: str = "y") -> None:

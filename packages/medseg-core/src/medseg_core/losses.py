@@ -321,6 +321,10 @@ def _sigmoid_sums(
 
 
 def _check(logits: Tensor, shape: tuple[int, ...], target: Tensor, known: Tensor | None) -> None:
+    if logits.ndim < 3:
+        raise MedsegError(
+            f"logits have shape {tuple(logits.shape)}; make it (cases, channels, at least one axis of space)"
+        )
     if tuple(target.shape) != shape:
         raise MedsegError(
             f"the target has shape {tuple(target.shape)}; for logits {tuple(logits.shape)} make it {shape}"
@@ -363,9 +367,9 @@ class _BlockSums(torch.autograd.Function):
 
 def _blocks(logits: Tensor, voxelwise: Sequence[Tensor | None]) -> Iterator[tuple[Tensor, list[Tensor | None], slice]]:
     """Logits in float32 or better with what lies at the same voxels, a block at a time; and where the block is."""
-    num_classes, num_voxels = logits.shape[0] * logits.shape[1], logits.shape[2]
+    per_voxel, num_voxels = logits.shape[0] * logits.shape[1], logits.shape[2]
     size = max(BLOCK if logits.device.type == "cpu" else GPU_BLOCK, logits.numel() // MAX_BLOCKS)
-    step = max(1, size // num_classes)
+    step = max(1, size // per_voxel)
     for start in range(0, num_voxels, step):
         place = slice(start, start + step)
         x_NKB = logits.detach()[..., place].to(torch.promote_types(logits.dtype, torch.float32))

@@ -94,7 +94,7 @@ def _numbers(evaluation: Evaluation, summary: Sequence[Mapping[str, Any]]) -> di
         "num_values": sum(bool(row["name"]) for row in evaluation.rows),
         "groups": kinds["group"],
         "structures": kinds["structure"],
-        "whole_cases": kinds["case"] if kinds["all"] else [],
+        "whole_cases": kinds["case"],
         "baselines": [_beside(evaluation, name, main) for name in evaluation.baselines],
         "cases": _cases(evaluation, main)[:MAX_CASES],
         "about": evaluation.about,
@@ -126,15 +126,16 @@ def _beside(evaluation: Evaluation, name: str, main: str) -> Table:
 
 
 def _cases(evaluation: Evaluation, main: str) -> list[Table]:
-    """Per case its mean and its misses, worst first."""
+    """Per case its mean, its misses and its own measures, lowest mean first."""
     means = case_means(values_of([row for row in evaluation.rows if row["name"]] or evaluation.rows, main))
-    tables = {
-        case: {"name": case, "mean": means.get(case, math.nan), "n": 0, "missed": 0, "invented": 0}
+    tables: dict[str, Table] = {
+        case: {"name": case, "mean": means.get(case, math.nan), "n": 0, "missed": 0, "invented": 0, "own": {}}
         for case in evaluation.cases
     }
     for row in evaluation.rows:
         table = tables[row["case"]]
         table["n"] += bool(row["name"])
+        table["own"] |= {} if row["name"] else row
         if row["status"] in ("missed", "invented"):
             table[row["status"]] += 1
     return sorted(tables.values(), key=lambda table: (math.isnan(table["mean"]), table["mean"]))
@@ -209,16 +210,11 @@ def _uri(data: bytes, kind: str) -> str:
 
 
 def _number(value: float | None) -> str:
-    """Three decimals up to one, then fewer; a dash where there is no number."""
+    """Three decimals up to one, then fewer; two digits of what is very small; a dash where there is no number."""
     if value is None or not np.isfinite(value):
         return "–"
     size = abs(value)
-    return (
-        f"{value:.3f}"
-        if size <= 1
-        else f"{value:.2f}"
-        if size < 10
-        else f"{value:.1f}"
-        if size < 1000
-        else f"{value:,.0f}"
-    )
+    if 0 < size < 0.01:
+        return f"{value:.2g}"
+    decimals = 3 if size <= 1 else 2 if size < 10 else 1 if size < 1000 else 0
+    return f"{value:,.{decimals}f}"

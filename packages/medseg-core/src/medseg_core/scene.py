@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from zmesh import Mesher
 
-from medseg_core.figures import colour_of
+from medseg_core.colours import colour_of
 
 MAX_FACES = 120_000
 MAX_VOXELS = 6_000_000

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg_totalseg.evaluate import evaluate_run, headline
-from medseg_totalseg.phantom import phantom
+from medseg_totalseg.phantom import PHANTOM_LABELS, phantom
 from medseg_totalseg.settings import EvaluateConfig, TotalsegConfig
 from medseg_totalseg.train import train
 
@@ -20,7 +20,12 @@ def demo(out: Path, *, quick: bool = False) -> Mapping[str, Any]:
     """
     begun = time.monotonic()
     data = phantom(out / "data", num_cases=4 if quick else 8)
-    config = TotalsegConfig(epochs=2 if quick else 12, size=64, widths=(8, 16, 32, 64) if quick else (16, 32, 64, 128))
+    config = TotalsegConfig(
+        epochs=2 if quick else 12,
+        size=64,
+        widths=(8, 16, 32) if quick else (16, 32, 64, 128),
+        structures=tuple(PHANTOM_LABELS.values()),
+    )
     train(data, out / "run", config, resume="last")
     evaluation, _ = evaluate_run(data, [out / "run"], out, EvaluateConfig())
     return {**headline(evaluation), "report": str(out / "report.html"), "minutes": (time.monotonic() - begun) / 60}

@@ -48,7 +48,9 @@ class Predictor:
         loaded = [load_model(run, MODELS) for run in runs]
         self.card = _common_card([card for _, card in loaded], runs)
         self.labels = select(self.card.labels, self.config.structures)
-        self.net: Net = mean_of([net.to(self.device) for net, _ in loaded], head=self.card.head)
+        self.net: Net = mean_of(
+            [net.to(self.device, memory_format=torch.channels_last) for net, _ in loaded], head=self.card.head
+        )
 
     def __call__(self, voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
         """(X, Y, Z) intensities in HU with their affine -> (X, Y, Z) label ids on the same grid."""

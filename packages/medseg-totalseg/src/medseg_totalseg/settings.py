@@ -28,6 +28,7 @@ class TotalsegConfig(PrepareConfig, AugmentConfig, TrainConfig):
     lr: float = setting(2e-3, "Learning rate at its highest.", low=0)
     size: int = setting(256, "Edge of a training slice in pixels; planes are cropped or padded to it.", low=16)
     widths: tuple[int, ...] = setting((32, 64, 128, 256, 512), "Channels of each level; halve to save memory.", low=1)
+    channels_last: bool = setting(True, "Lay tensors out channels last; faster for this network.")
     head: Literal["auto", "softmax", "sigmoid"] = setting(
         "auto", "Exclusive classes or one yes or no each; auto takes sigmoid where structures overlap."
     )
@@ -37,6 +38,12 @@ class TotalsegConfig(PrepareConfig, AugmentConfig, TrainConfig):
         None, "Instead of a window: percentiles of the volume that become 0 and 1.", low=0, high=100
     )
     foreground: float = setting(0.33, "Share of crops that are centred on a structure.", low=0, high=1)
+    brightness_chance: float | None = setting(
+        0.0, "Chance to make all brighter; 0, as HU are calibrated.", low=0, high=1
+    )
+    contrast_chance: float | None = setting(0.0, "Chance to stretch contrast; 0, as HU are calibrated.", low=0, high=1)
+    gamma_chance: float | None = setting(0.0, "Chance to bend the grey scale; 0, as HU are calibrated.", low=0, high=1)
+    noise_std: float | None = setting(0.02, "Largest standard deviation of the noise; 0.02 is 40 HU.", low=0, high=1)
     val: float = setting(0.2, "Share of patients held out for validation where no split is given.", low=0, high=0.9)
 
 

@@ -276,9 +276,14 @@ def _batch_dice(logits: Tensor, label: Tensor, head: str) -> Tensor:
 def _save_sheet(samples: Slices, plan: Plan, path: Path, *, num: int) -> None:
     """What the network sees: samples as they are drawn, with their labels."""
     drawn = [samples[Draw(i * len(samples) // num, 0, i, plan.config.seed)] for i in range(min(num, len(samples)))]
-    images = np.stack([sample["image"][0].numpy() for sample in drawn])
-    labels = np.stack([_ids(sample["label"], plan.card) for sample in drawn])
+    images = np.stack([_upright(sample["image"][0].numpy()) for sample in drawn])
+    labels = np.stack([_upright(_ids(sample["label"], plan.card)) for sample in drawn])
     figures.save(figures.sheet(images, labels, plan.card.labels), path)
+
+
+def _upright(plane_XY: np.ndarray) -> np.ndarray:
+    """A plane in RAS as radiologists look at it: the patient's right on the left, the front on top."""
+    return plane_XY.T[::-1, ::-1]
 
 
 def _ids(label: Tensor, card: Card) -> np.ndarray:
