@@ -68,14 +68,14 @@ def one(work: Path) -> None:
         ("RAS", (2.0, 2.0, 2.0)),
         ("PIR", (2.5, 3.5, 4.0)),
     ):
-        there = work / f"{orientation}-{spacing}" / case.name
+        there = work / f"{orientation}-{spacing}" / "scans" / case.name
         (there / "segmentations").mkdir(parents=True)
         nib.save(turned(nib.load(case / "ct.nii.gz"), orientation, spacing, 1), there / "ct.nii.gz")
         for mask in (case / "segmentations").glob("*.nii.gz"):
             nib.save(turned(nib.load(mask), orientation, spacing, 0), there / "segmentations" / mask.name)
-        out = there.parent
+        out = there.parents[1]
         medseg("predict", there, "--model", work / "run", "--out", out / "masks")
-        scores = medseg("evaluate", out / "masks", out, "--out", out / "scores")
+        scores = medseg("evaluate", out / "masks", there.parent, "--out", out / "scores")
         by_hand = numpy_dice(out / "masks" / f"{case.name}.nii.gz", there / "segmentations")
         where = f"{orientation} at {spacing or 'its own spacing'}"
         print(

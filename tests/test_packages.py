@@ -156,7 +156,7 @@ def test_the_wheels_alone_give_the_commands_and_the_demo(clone, uv, tmp_path):
     assert 0 < (tmp_path / "demo" / "report.html").stat().st_size < 10e6
 
 
-README = (ROOT / "README.md").read_text()
+README = re.sub(r"\\\n\s*", " ", (ROOT / "README.md").read_text())
 INSTALLS = sorted(set(re.findall(r"^pip install .*medseg-.*$", README, flags=re.MULTILINE)))
 FROM_A_CLONE = [
     line for line in INSTALLS if set(shlex.split(line)[2:]) <= {"-e", *(f"./packages/{n}" for n in PROJECTS)}

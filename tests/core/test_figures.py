@@ -13,7 +13,7 @@ from PIL import Image
 
 from medseg_core import figures
 from medseg_core.errors import MedsegError
-from medseg_core.figures import colour_of, curves, detection_rates, overlay, ranking, save, title_of
+from medseg_core.figures import colour_of, curves, detection_rates, overlay, ranking, save, sheet, title_of
 
 FORMULA = "$\\frac{broken$"
 
@@ -58,6 +58,13 @@ def test_a_single_plane_is_shown_as_it_lies():
     assert painted(overlay(label, label, {1: "liver"}, affine=np.eye(4)))["label"].shape[:2] == (5, 6)
 
 
+def test_only_named_ids_are_painted_whatever_the_type_of_the_array():
+    label = np.array([[-1, 0, 7, 300]], np.int16)
+    pane = painted(overlay(label, label.astype(np.uint8) % 8, {7: "liver", 300: "spleen"}))
+    assert (pane["label"].sum(axis=2) > 0).tolist() == [[False, False, True, True]]
+    assert (pane["mask"].sum(axis=2) > 0).tolist() == [[True, False, True, False]]  # 255 % 8 = 7, 44 % 8 = 4
+
+
 def test_rows_of_a_picture_run_down():
     label = np.array([[1, 1, 0], [0, 0, 0]], np.uint8)
     pane = painted(overlay(label, label, {1: "pore"}))["label"]
@@ -75,6 +82,15 @@ def test_pixels_keep_their_shape_in_millimetres():
     label = np.ones((10, 10, 2), np.uint8)
     figure = overlay(label, label, {1: "liver"}, spacing=(1.0, 2.0, 1.5))
     assert figure.axes[0].get_aspect() == pytest.approx(2)
+
+
+def test_a_sheet_shows_every_sample_with_its_named_labels():
+    labels = np.zeros((5, 8, 8), np.int64)
+    labels[:, 2:4, 2:4], labels[:, 6, 6] = 1, -1  # -1: to be ignored
+    drawn = sheet(np.zeros((5, 8, 8)), labels, {1: "liver"})
+    panes = [axes.get_images()[0].get_array() for axes in drawn.axes if axes.get_images()]
+    assert [int((pane.sum(axis=2) > 0).sum()) for pane in panes] == [4] * 5
+    assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["liver"]
 
 
 def test_detection_counts_the_references_structures_only():

@@ -154,9 +154,7 @@ def evaluate(
     tolerance: float = 3.0,
     convention: str = "voxel",
 ) -> Evaluation:
-    """Score every pair, one at a time: a pair is let go before the next is asked for.
-
-    Wrap `pairs` in `progress.track` to see how far it is.
+    """Score every pair, one at a time: a pair is let go before the next is asked for; `progress.track` shows them.
 
     Args:
         labels: id -> structure name; other ids in the arrays are not looked at, nor is 0.
@@ -180,20 +178,17 @@ def evaluate(
         if pair.id in gallery.cases:
             raise MedsegError(f"case {pair.id} comes twice; give every case a name of its own")
         pair = _checked(pair)  # noqa: PLW2901
-        scored = _score_all(pair, labels, makers, more, how)
-        for name, found in scored.items():
+        of_case = _score_all(pair, labels, makers, more, how)
+        for name, found in of_case.items():
             rows[name] += found
-        gallery.add(pair, scored[""])
+        gallery.add(pair, of_case[""])
         unit = pair.unit
         del pair
     if not gallery.cases:
         raise MedsegError("there is no case to evaluate: `pairs` is empty")
     shared = {"groups": groups or {}, "cases": tuple(gallery.cases), "about": {"unit": unit, **how}}
-    own, *others = (tuple(row for row in found if row["status"] != "absent") for found in rows.values())
-    evaluation = Evaluation(
-        own, **shared, pictures=gallery.pictures, worst=gallery.worst, scene=gallery.scene,
-        baselines={name: Evaluation(found, **shared) for name, found in zip(makers, others, strict=True)},
-    )  # fmt: skip
+    scored = {name: Evaluation(_present(found), **shared) for name, found in rows.items()}
+    evaluation = replace(scored.pop(""), baselines=scored, **gallery.looks())
     if out is not None:
         _write(evaluation, rows, Path(out))
     return evaluation
@@ -242,7 +237,7 @@ def _checked(pair: Pair) -> Pair:
     if len(pair.spacing) != label.ndim or not all(0 < edge < math.inf for edge in pair.spacing):
         raise MedsegError(f"case {pair.id}: spacing {pair.spacing} must be {label.ndim} positive lengths, one per axis")
     for name, image in pair.images.items():
-        if image.shape[: label.ndim] != label.shape:
+        if image.shape[: label.ndim] != label.shape or image.ndim > 3:
             raise MedsegError(f"case {pair.id}: image {name!r} has shape {image.shape} and the label {label.shape}")
     return replace(pair, mask=mask, label=label)
 
@@ -295,6 +290,10 @@ def _size_of_voxel(pair: Pair) -> tuple[str, float, str]:
     return ("volume", size / 1000, "ml") if pair.unit == "mm" else ("volume", size, f"{pair.unit}3")
 
 
+def _present(rows: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    return tuple(row for row in rows if row["status"] != "absent")
+
+
 class _Gallery:
     """What is kept of each case for people to look at: an overlay on disk, the surfaces of the worst case so far."""
 
@@ -303,6 +302,9 @@ class _Gallery:
         self.cases: dict[str, None] = {}
         self.pictures: dict[str, Path] = {}
         self.worst, self.scene, self.lowest = "", None, math.inf
+
+    def looks(self) -> dict[str, Any]:
+        return {"pictures": self.pictures, "worst": self.worst, "scene": self.scene}
 
     def add(self, pair: Pair, rows: Sequence[Mapping[str, Any]]) -> None:
         self.cases[pair.id] = None
@@ -315,7 +317,7 @@ class _Gallery:
             spacing=pair.spacing, affine=pair.affine, title=pair.id,
         )  # fmt: skip
         self.pictures[pair.id] = figures.save(drawn, self.out / "pictures" / f"{len(self.cases):04d}.png")
-        dice = [row["dice"] for row in rows if row["name"] and row["status"] != "absent"]
+        dice = [row["dice"] for row in _present(rows) if row["name"]]
         if pair.label.ndim == 3 and dice and np.mean(dice) < self.lowest:
             self.lowest, self.worst = float(np.mean(dice)), pair.id
             place = {"spacing": pair.spacing, "affine": pair.affine, "unit": pair.unit}

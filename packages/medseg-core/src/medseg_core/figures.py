@@ -170,12 +170,7 @@ def overlay(
         for text, place in zip(edges, ((0.02, 0.5), (0.5, 0.97)), strict=True):
             axes.text(*place, text, color="white", fontsize=9, va="center", ha="center", transform=axes.transAxes)
     figure.suptitle("   ".join(part for part in (title, words) if part), fontsize=10, color=MUTED, parse_math=False)
-    keys = [Patch(color=_hex(i), label=names[i]) for i in shown]
-    if keys:
-        legend = figure.legend(
-            handles=keys, loc="outside lower center", ncols=min(4, len(keys)), frameon=False, fontsize=8
-        )
-        _literal(legend.get_texts())
+    _name_colours(figure, shown, names, columns=4)
     return figure
 
 
@@ -217,7 +212,8 @@ def _grey(picture: np.ndarray, window: tuple[float, float] | None) -> np.ndarray
 
 
 def _among(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    return known[np.minimum(ids, len(known) - 1)] & (ids < len(known))
+    ids = ids.astype(np.intp)
+    return known[np.clip(ids, 0, len(known) - 1)] & (ids < len(known))
 
 
 def _painted(ids: np.ndarray, ground: np.ndarray | None) -> np.ndarray:
@@ -233,6 +229,14 @@ def _largest(label: np.ndarray, mask: np.ndarray) -> list[int]:
     return ranked[:LEGEND_ENTRIES]
 
 
+def _name_colours(figure: Figure, ids: Sequence[int], names: Mapping[int, str], *, columns: int) -> None:
+    keys = [Patch(color=_hex(i), label=names[i]) for i in ids]
+    if keys:
+        columns = min(columns, len(keys))
+        legend = figure.legend(handles=keys, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+        _literal(legend.get_texts())
+
+
 def sheet(images: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> Figure:
     """Small pictures side by side with their labels in colour, and a legend: what a network is shown.
 
@@ -240,19 +244,16 @@ def sheet(images: np.ndarray, labels: np.ndarray, names: Mapping[int, str]) -> F
         images: (N, H, W) intensities in [0, 1].
         labels: (N, H, W) ids; only those in `names` are drawn.
     """
-    known = np.array(sorted(i for i in names if i > 0))
+    ids = np.where(np.isin(labels, [i for i in names if i > 0]), labels, 0).astype(np.int64)
+    shown = _largest(ids, ids)
     columns = min(4, len(images))
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(2.2 * columns, 2.2 * rows + 0.6), layout="constrained")
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(2.2 * columns, 2.2 * rows + 0.2 * math.ceil(len(shown) / columns)), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()
-    for image, label, axes in zip(images, labels, figure.axes, strict=False):
-        ids = np.where(np.isin(label, known), label, 0).astype(np.int64)
-        axes.imshow(_painted(ids, _grey(image, (0.0, 1.0))), interpolation="nearest")
-    shown = _largest(labels, labels)
-    keys = [Patch(color=_hex(i), label=names[i]) for i in shown if i in names]
-    if keys:
-        figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    for image, label, axes in zip(images, ids, figure.axes, strict=False):
+        axes.imshow(_painted(label, _grey(image, (0.0, 1.0))), interpolation="nearest")
+    _name_colours(figure, shown, names, columns=columns)
     return figure
 
 

@@ -126,7 +126,7 @@ def _stack(layers: list[np.ndarray], at: np.ndarray, number: int, overlaps: dict
 
 
 @njit(nogil=True, cache=True)
-def _mark(words, bits, one, minus, number, layer, shared):  # noqa: PLR0917 (numba)
+def _mark(words, bits, one, minus, number, layer, shared):
     """Writes `number` where a mask is 1 and nothing was before; lists where something was.
 
     Args:
