@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+
 from medseg_core.metrics import count
 
 SHAPE = (256, 256, 300)

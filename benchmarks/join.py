@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+
 from medseg_core.grid import Grid
 from medseg_core.io import read_grid
 from medseg_core.join import join_masks

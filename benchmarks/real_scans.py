@@ -78,9 +78,8 @@ def one(work: Path) -> None:
         scores = medseg("evaluate", out / "masks", there.parent, "--out", out / "scores")
         by_hand = numpy_dice(out / "masks" / f"{case.name}.nii.gz", there / "segmentations")
         where = f"{orientation} at {spacing or 'its own spacing'}"
-        print(
-            f"{where:32} Dice {scores['dice']:.3f} by evaluate, {by_hand:.3f} by NumPy; empty 0, missed {scores['missed']}, invented {scores['invented']}"
-        )
+        print(f"{where:32} Dice {scores['dice']:.3f} by evaluate, {by_hand:.3f} by NumPy, 0 by predicting nothing;")
+        print(f"{'':32} of {scores['structures']} structures {scores['missed']} missed, {scores['invented']} invented")
 
 
 def cohort(work: Path) -> None:
@@ -106,15 +105,13 @@ def cohort(work: Path) -> None:
         "--missing",
         "ignore",
     )
-    print(
-        f"on {', '.join(split['test'])}: Dice {scores['dice']:.3f} [{scores['dice_low']:.3f}, {scores['dice_high']:.3f}], empty 0"
-    )
+    interval = f"[{scores['dice_low']:.3f}, {scores['dice_high']:.3f}]"
+    print(f"on {', '.join(split['test'])}: Dice {scores['dice']:.3f} {interval}, 0 by predicting nothing")
     with (work / "scores" / "summary.csv").open() as file:
         for row in csv.DictReader(file):
             if row["kind"] == "structure" and row["measure"] == "dice" and not row["model"]:
-                print(
-                    f"  {row['name']:16} {float(row['mean']):.3f}  n {row['n']}  missed {row['n_missed']}  invented {row['n_invented']}"
-                )
+                counts = f"n {row['n']}  missed {row['n_missed']}  invented {row['n_invented']}"
+                print(f"  {row['name']:16} {float(row['mean']):.3f}  {counts}")
 
 
 def v1(work: Path) -> None:

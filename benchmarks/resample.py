@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from scipy import ndimage
+
 from medseg_core.grid import Grid
 from medseg_core.volume import Volume, resample
-from scipy import ndimage
 
 try:
     import SimpleITK

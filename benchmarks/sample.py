@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+
 from medseg_core.draw import Draw
 from medseg_core.io import write_volume
 from medseg_core.store import Arrays

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 from counts import ellipsoids
+
 from medseg_core.surface import surface_metrics
 
 SPACING_MM = (1.5, 1.5, 1.5)

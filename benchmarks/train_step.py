@@ -17,10 +17,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from medseg_core.device import autocast
-from medseg_totalseg.models.unet2d import UNet2d
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from medseg_core.device import autocast
+from medseg_totalseg.models.unet2d import UNet2d
 
 NUM_CLASSES = 118
 REFERENCE = "UNet2d fp32"

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+
 from medseg_core.augment import PRESETS, Recipe, apply, augment, plan, recipe
 from medseg_core.config import resolve
 from medseg_core.errors import MedsegError

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from medseg_core.augment import crop
 from medseg_core.errors import MedsegError
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from medseg_core.cases import Case, read_cases, read_split, split_cases, write_cases, write_split
 from medseg_core.errors import MedsegError
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from medseg_core.checkpoint import Card, load_model, load_weights, read_card, save_model
-from medseg_core.errors import MedsegError
 from safetensors.torch import save_file
 from torch import nn
+
+from medseg_core.checkpoint import Card, load_model, load_weights, read_card, save_model
+from medseg_core.errors import MedsegError
 
 
 class Net(nn.Module):

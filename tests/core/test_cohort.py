@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from medseg_core.cases import Case
 from medseg_core.cohort import JOURNAL, Outcome, for_each, read_journal
 from medseg_core.errors import MedsegError

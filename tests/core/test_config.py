@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+
 from medseg_core.config import as_dict, as_toml, resolve, setting
 from medseg_core.errors import MedsegError
 

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+
 from medseg_core.draw import Draw, order_of
 from medseg_core.errors import MedsegError
 

@@ -3,18 +3,19 @@
 import itertools
 import math
 
-import medseg_core.infer
-import medseg_core.windows
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import medseg_core.infer
+import medseg_core.windows
 from medseg_core.checkpoint import Card
 from medseg_core.errors import MedsegError
 from medseg_core.infer import decide, entropy, infer, mean_of
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def random_net(num_axes, *, edge=3, channels=2, num_classes=5):

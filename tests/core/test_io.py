@@ -8,10 +8,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
+
 from medseg_core.errors import MedsegError
 from medseg_core.io import case_name, read_grid, read_picture, replacing, write_picture, write_text, write_volume
 from medseg_core.volume import Picture, Volume
-from PIL import Image
 
 RNG = np.random.default_rng(0)
 VOXELS = RNG.integers(-1000, 1000, (4, 5, 6)).astype(np.int16)

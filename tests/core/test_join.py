@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from medseg_core.errors import MedsegError
 from medseg_core.grid import Grid
 from medseg_core.io import read_grid

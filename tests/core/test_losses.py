@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from medseg_core import losses
 from medseg_core.errors import MedsegError
 from medseg_core.losses import (
@@ -23,7 +25,6 @@ from medseg_core.losses import (
     multilabel_tversky,
     tversky_loss,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 SOFTMAX = list(LOSSES["softmax"].values())
 SIGMOID = list(LOSSES["sigmoid"].values())

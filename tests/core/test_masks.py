@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from medseg_core.errors import MedsegError
-from medseg_core.masks import components, fill_holes, keep_largest
 from numpy.testing import assert_array_equal
 from scipy import ndimage
+
+from medseg_core.errors import MedsegError
+from medseg_core.masks import components, fill_holes, keep_largest
 
 TYPES = ["bool", "u1", "u2", "i2", "i4", "i8", ">i2"]
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
 from medseg_core.errors import MedsegError
 from medseg_core.metrics import Counts, count, scores, status
-from numpy.testing import assert_array_equal
 
 LABEL = np.array([[1, 1, 1, 1], [2, 2, 0, 0], [0, 0, 0, 3]], np.uint8)
 MASK = np.array([[1, 1, 1, 0], [2, 0, 2, 2], [4, 0, 0, 0]], np.uint8)

@@ -7,6 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_grid, read_series, read_volume
 

@@ -2,10 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
 from medseg_core.errors import MedsegError
 from medseg_core.options import App, Json, Out, Resume, flags, tell
 from medseg_core.settings import TrainConfig
-from typer.testing import CliRunner
 
 app = App("medseg-core", "A command to test with.")
 seen = {}

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from medseg_core.sampling import sample
 from scipy import ndimage
+
+from medseg_core.sampling import sample
 
 RNG = np.random.default_rng(0)
 SHAPE = (9, 10, 11)

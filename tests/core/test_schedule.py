@@ -1,6 +1,7 @@
 import math
 
 import pytest
+
 from medseg_core.schedule import lr_at
 from medseg_core.settings import TrainConfig
 

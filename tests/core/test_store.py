@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from medseg_core.errors import MedsegError
 from medseg_core.store import Arrays, write_arrays
 

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medseg_core.errors import MedsegError
-from medseg_core.surface import surface_metrics
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
+
+from medseg_core.errors import MedsegError
+from medseg_core.surface import surface_metrics
 
 IDS = (1, 2, 300)
 CASES = [((17, 15), (0.7, 2.5)), ((11, 12, 9), (1.0, 1.0, 1.0)), ((9, 12, 10), (0.8, 1.5, 3.1))]

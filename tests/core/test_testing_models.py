@@ -4,9 +4,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+from torch import nn
+
 from medseg_core.errors import MedsegError
 from medseg_core.testing.models import ModelChecks
-from torch import nn
 
 
 class Sound(nn.Module):

@@ -5,12 +5,13 @@ import signal
 
 import pytest
 import torch
+from torch import nn
+
 from medseg_core.checkpoint import Card, freeze, load_model
 from medseg_core.errors import MedsegError
 from medseg_core.run import RunFolder, read_history
 from medseg_core.settings import TrainConfig
 from medseg_core.trainer import Score, Trainer
-from torch import nn
 
 CARD = Card(package="test", version="0", model="net", arguments={})
 

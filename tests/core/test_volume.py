@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from medseg_core.errors import MedsegError
 from medseg_core.volume import Grid, Picture, Series, Volume, resample
 

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from medseg_core.warp import warp
 from scipy import ndimage
+
+from medseg_core.warp import warp
 
 ANGLE = math.radians(20)
 TURN_2D = np.array([[math.cos(ANGLE), math.sin(ANGLE)], [-math.sin(ANGLE), math.cos(ANGLE)]])

@@ -1,6 +1,7 @@
 """One small phantom, prepared and trained once for every test that needs a run."""
 
 import pytest
+
 from medseg_totalseg.phantom import phantom
 from medseg_totalseg.settings import TotalsegConfig
 from medseg_totalseg.train import train

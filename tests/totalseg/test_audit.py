@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from medseg_core.errors import MedsegError
 from medseg_totalseg.audit import check
 from medseg_totalseg.phantom import phantom

@@ -6,11 +6,12 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+from torch import nn
+from typer.testing import CliRunner
+
 from medseg_core.checkpoint import Card, save_model
 from medseg_core.io import read_volume
 from medseg_totalseg.cli import app
-from torch import nn
-from typer.testing import CliRunner
 
 TINY = ["--epochs", "1", "--size", "64", "--widths", "4,8", "--structures", "liver", "--device", "cpu"]
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from medseg_core.errors import MedsegError
 from medseg_totalseg.dataset import discover, masks_of, names_of, scan
 

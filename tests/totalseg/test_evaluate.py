@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_volume, write_volume
 from medseg_totalseg.evaluate import evaluate_files, evaluate_run, headline
@@ -106,7 +107,7 @@ def test_anonymous_names_no_case(cohort, predictions, tmp_path):
 
 
 def test_a_run_is_scored_on_the_cases_it_has_not_seen(cohort, run, tmp_path):
-    evaluation, failed = evaluate_run(cohort, [run], tmp_path / "out", EvaluateConfig())
+    _, failed = evaluate_run(cohort, [run], tmp_path / "out", EvaluateConfig())
     split = json.loads((run / "split.json").read_text())
     assert {row["case"] for row in rows(tmp_path / "out")} == set(split["test"])
     assert not failed

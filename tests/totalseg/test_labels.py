@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import pytest
+
 from medseg_core.errors import MedsegError
 from medseg_core.figures import colour_of
 from medseg_totalseg.labels import CLASS_LISTS, choose, group_of, groups, mirror_pairs, select, write_label_files

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+
 from medseg_core.errors import MedsegError
 from medseg_core.testing.models import ModelChecks
 from medseg_totalseg.models import MODELS

@@ -7,6 +7,7 @@ from itertools import pairwise
 import nibabel as nib
 import numpy as np
 import pytest
+
 from medseg_core.errors import MedsegError
 from medseg_totalseg.dataset import discover, masks_of
 from medseg_totalseg.labels import CLASS_LISTS, mirror_pairs

@@ -2,6 +2,7 @@ import shutil
 
 import numpy as np
 import pytest
+
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_grid, read_volume, write_volume
 from medseg_core.volume import Volume, resample

@@ -9,6 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from medseg_core.errors import MedsegError
 from medseg_core.store import Arrays
 from medseg_totalseg.prepare import is_cache, prepare, read_cohort, whole_hu

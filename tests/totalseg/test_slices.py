@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+
 from medseg_core.augment import Recipe
 from medseg_core.draw import Draw
 from medseg_core.errors import MedsegError

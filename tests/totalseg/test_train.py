@@ -5,6 +5,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from medseg_core.checkpoint import read_card
 from medseg_core.config import resolve
 from medseg_core.errors import MedsegError
@@ -12,7 +14,6 @@ from medseg_core.run import read_history
 from medseg_totalseg import train as module
 from medseg_totalseg.settings import TotalsegConfig
 from medseg_totalseg.train import SegmentStep, rehearse, train
-from torch import nn
 
 
 def test_the_run_folder_says_what_was_trained_on_what(run):

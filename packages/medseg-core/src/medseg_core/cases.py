@@ -113,7 +113,7 @@ def split_cases(cases: Sequence[Case], *, val: float, test: float = 0.0, seed: i
     num_test = min(_share(test, len(names)), max(0, len(names) - 2))
     num_val = min(_share(val, len(names)), max(0, len(names) - 1 - num_test))
     if (val and not num_val) or (test and not num_test):
-        log.warning("%d groups are too few for val %g and test %g: %d and %d", len(names), val, test, num_val, num_test)
+        log.warning("%d patients or groups: %d are held out for val and %d for test", len(names), num_val, num_test)
     kinds: list[Split] = ["test"] * num_test + ["val"] * num_val + ["train"] * (len(names) - num_test - num_val)
     chosen = dict(zip(names, kinds, strict=True))
     return [replace(case, split=chosen[case.unit]) for case in cases]

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+
 from medseg_core.cases import Case
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_volume
 from medseg_core.join import Joined, join_masks
 from medseg_core.progress import track
 from medseg_core.volume import Volume
-
 from medseg_totalseg.dataset import masks_of, names_of, scan
 from medseg_totalseg.labels import choose, mirror_pairs
 from medseg_totalseg.prepare import whole_hu

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from medseg_core.errors import MedsegError
 from medseg_core.options import App, Json, Out, Overwrite, Resume, Splits, flags, tell, tell_failures
-
 from medseg_totalseg.settings import EvaluateConfig, PredictConfig, PrepareConfig, TotalsegConfig
 
 app = App("medseg-totalseg", "117 CT structures: prepare, train, predict, evaluate and look.")

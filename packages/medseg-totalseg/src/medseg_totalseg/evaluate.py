@@ -15,7 +15,6 @@ from medseg_core.io import read_volume
 from medseg_core.labelmaps import LabelMap, find_label_maps
 from medseg_core.progress import track
 from medseg_core.report import write_report
-
 from medseg_totalseg.dataset import discover
 from medseg_totalseg.labels import choose, groups, select
 from medseg_totalseg.predict import find_images, predict_files
@@ -167,20 +166,23 @@ def evaluate_run(
 
 def headline(evaluation: Evaluation) -> dict[str, Any]:
     """The overall Dice with its interval, beside predicting nothing, and how much was missed and invented."""
-    (mine,), (empty,) = (
-        [row for row in scored.summary() if (row["kind"], row["measure"]) == ("all", "dice")]
-        for scored in (evaluation, evaluation.baselines["empty"])
-    )
+    mine, empty = _overall(evaluation), _overall(evaluation.baselines["empty"])
     return {
-        "dice": mine["mean"],
-        "dice_low": mine["low"],
-        "dice_high": mine["high"],
-        "dice_of_predicting_nothing": empty["mean"],
+        "dice": mine.get("mean"),
+        "dice_low": mine.get("low"),
+        "dice_high": mine.get("high"),
+        "dice_of_predicting_nothing": empty.get("mean"),
         "cases": len(evaluation.cases),
-        "structures": mine["n"],
-        "missed": mine["n_missed"],
-        "invented": mine["n_invented"],
+        "structures": mine.get("n", 0),
+        "missed": mine.get("n_missed", 0),
+        "invented": mine.get("n_invented", 0),
     }
+
+
+def _overall(evaluation: Evaluation) -> Mapping[str, Any]:
+    """The row of all structures together; empty where there are none."""
+    rows = evaluation.summary()
+    return next((row for row in rows if (row["kind"], row["measure"]) == ("all", "dice")), {})
 
 
 def _labels(

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from medseg_core.errors import MedsegError, meant
-from medseg_core.figures import colour_of
+from medseg_core.colours import colour_of
 from medseg_core.io import write_text
 from medseg_core.labelmaps import read_labels, write_labels
 

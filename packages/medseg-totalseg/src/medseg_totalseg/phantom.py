@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
+
 from medseg_core.cases import Case
 from medseg_core.cohort import for_each
 from medseg_core.errors import MedsegError
 from medseg_core.grid import Grid
 from medseg_core.io import write_text, write_volume
 from medseg_core.volume import Volume
-from scipy.ndimage import gaussian_filter
-
 from medseg_totalseg.labels import CLASS_LISTS
 
 FIELD_MM = (320.0, 230.0, 320.0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from medseg_core.cases import Case
 from medseg_core.checkpoint import Card, load_model
 from medseg_core.cohort import Outcome, for_each
@@ -18,7 +19,6 @@ from medseg_core.errors import MedsegError
 from medseg_core.infer import Net, Reduce, decide, entropy, infer, mean_of
 from medseg_core.io import case_name, read_volume, write_volume
 from medseg_core.volume import Grid, Volume, resample
-
 from medseg_totalseg.labels import select, write_label_files
 from medseg_totalseg.models import MODELS
 from medseg_totalseg.settings import PredictConfig

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from medseg_core.cases import Case
 from medseg_core.cohort import Outcome, for_each
 from medseg_core.config import as_dict
@@ -29,7 +30,6 @@ from medseg_core.join import Joined, join_masks
 from medseg_core.progress import track
 from medseg_core.store import Arrays, write_arrays
 from medseg_core.volume import Volume, resample
-
 from medseg_totalseg.dataset import discover, masks_of, names_of
 from medseg_totalseg.labels import choose, select
 from medseg_totalseg.settings import PrepareConfig

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from medseg_core.augment import Recipe, augment, crop
 from medseg_core.draw import Batch, Draw
 from medseg_core.errors import MedsegError
 from medseg_core.store import Arrays
-
 from medseg_totalseg.prepare import whole_hu
 
 

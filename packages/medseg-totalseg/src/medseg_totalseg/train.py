@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from medseg_core import figures
 from medseg_core.augment import recipe
 from medseg_core.cases import Case, read_split, split_cases, write_split
@@ -22,8 +24,6 @@ from medseg_core.metrics import count, scores
 from medseg_core.run import RunFolder
 from medseg_core.store import Arrays
 from medseg_core.trainer import At, Result, Score, Trainer
-from torch import Tensor, nn
-
 from medseg_totalseg import __version__
 from medseg_totalseg.dataset import discover, names_of
 from medseg_totalseg.labels import choose, mirror_pairs, select
@@ -180,6 +180,7 @@ class Validation:
             mask,
             self.plan.card.labels,
             image=image,
+            window=(0.0, 1.0),
             spacing=self.plan.cohort.spacing_mm,
             affine=np.diag([*self.plan.cohort.spacing_mm, 1.0]),
             title=f"{name}, epoch {at.epoch + 1}",

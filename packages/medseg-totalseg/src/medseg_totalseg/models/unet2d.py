@@ -8,8 +8,9 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from medseg_core.errors import MedsegError
 from torch import Tensor, nn
+
+from medseg_core.errors import MedsegError
 
 
 class UNet2d(nn.Module):
