@@ -49,7 +49,8 @@ def test_the_117_have_a_group_each_and_other_names_have_none():
 def test_mirror_pairs_go_both_ways_and_leave_unpaired_structures_alone():
     labels = {1: "kidney_left", 2: "liver", 5: "kidney_right", 6: "rib_left_12", 7: "rib_right_12", 8: "lobe_right"}
     assert mirror_pairs(labels) == {1: 5, 5: 1, 6: 7, 7: 6}
-    assert mirror_pairs({1: "right lung", 2: "left lung", 3: "bright_spot_left"}) == {1: 2, 2: 1}
+    assert mirror_pairs({1: "right lung", 2: "left lung"}) == {1: 2, 2: 1}
+    assert mirror_pairs({1: "bright_left", 2: "bright_right", 3: "cleft"}) == {1: 2, 2: 1}
 
 
 def test_mirror_pairs_of_v2_are_an_involution_of_named_sides():

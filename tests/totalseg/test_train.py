@@ -70,7 +70,7 @@ def test_a_wrong_loss_names_the_right_ones(cohort, tmp_path, quick):
 
 def test_rehearsal_says_what_goes_in_and_trains_nothing(cohort, tmp_path, quick):
     facts = rehearse(cohort, tmp_path / "dry", quick)
-    assert facts["head and loss"] == "softmax, dice_ce"
+    assert facts["head and loss"] == "softmax, dice_balanced_ce"
     assert facts["image"].startswith("(16, 1, 64, 64) from ")
     assert "background" in facts["labels present"]
     assert (tmp_path / "dry" / "batch.png").is_file()

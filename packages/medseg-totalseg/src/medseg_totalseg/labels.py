@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from medseg_core.errors import MedsegError, meant
 from medseg_core.colours import colour_of
+from medseg_core.errors import MedsegError, meant
 from medseg_core.io import write_text
 from medseg_core.labelmaps import read_labels, write_labels
 

@@ -54,7 +54,7 @@ _MODEL: tuple[tuple[str, float, tuple, tuple], ...] = (
     ("urinary_bladder", 5, ((0, 25, -130),), (36, 32, 30)),
     ("inferior_vena_cava", 230, ((20, -28, 60), (24, -34, 0), (20, -36, -95)), (11,)),
     ("aorta", 380, ((-12, -36, 160), (-14, -38, 20), (-8, -36, -95)), (11,)),
-    ("portal_vein_and_splenic_vein", 320, ((48, 6, 0), (14, -4, -10), (-30, -12, 0), (-72, -26, 10)), (8,)),
+    ("portal_vein_and_splenic_vein", 320, ((52, 8, 14), (14, -2, -16), (-30, -12, -6), (-72, -26, 16)), (9,)),
 )
 _IDS = {name: label for label, name in CLASS_LISTS["v2"].items()}
 

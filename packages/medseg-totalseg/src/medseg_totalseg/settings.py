@@ -32,7 +32,7 @@ class TotalsegConfig(PrepareConfig, AugmentConfig, TrainConfig):
     head: Literal["auto", "softmax", "sigmoid"] = setting(
         "auto", "Exclusive classes or one yes or no each; auto takes sigmoid where structures overlap."
     )
-    loss: str = setting("auto", "auto is dice_ce for softmax, dice_bce for sigmoid; a wrong name lists all.")
+    loss: str = setting("auto", "auto is dice_balanced_ce for softmax, dice_bce for sigmoid; a wrong name lists all.")
     window_hu: tuple[float, float] = setting((-1000.0, 1000.0), "Intensities that become 0 and 1.")
     percentiles: tuple[float, float] | None = setting(
         None, "Instead of a window: percentiles of the volume that become 0 and 1.", low=0, high=100

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 OVERLAP = 0.01  # share of the foreground in two structures, from which classes are not taken as exclusive
 NUM_PICTURES = 4
-DEFAULT_LOSS = {"softmax": "dice_ce", "sigmoid": "dice_bce"}
+DEFAULT_LOSS = {"softmax": "dice_balanced_ce", "sigmoid": "dice_bce"}
 
 
 def train(
