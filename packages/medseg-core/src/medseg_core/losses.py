@@ -197,9 +197,9 @@ def dice_bce(logits: Tensor, target: Tensor, *, smooth: float = 1.0, known: Tens
 
 LOSSES: Mapping[Literal["softmax", "sigmoid"], Mapping[str, Loss]] = {
     "softmax": {
-        "dice_balanced_ce": dice_balanced_ce,
         "dice_ce": dice_ce,
         "ce": cross_entropy,
+        "dice_balanced_ce": dice_balanced_ce,
         "dice": dice_loss,
         "iou": iou_loss,
         "tversky": tversky_loss,
