@@ -90,8 +90,8 @@ def cohort(work: Path) -> None:
     (work / "split.json").write_text(json.dumps(split))
     begun = time.monotonic()
     flags = ["--labels", "folder", "--missing", "ignore", "--splits", work / "split.json"]
-    medseg("train", data, "--out", work / "run", "--epochs", 12, "--size", 128, *flags)
-    print(f"trained on {len(split['train'])} patients, 12 epochs: {(time.monotonic() - begun) / 60:.1f} minutes")
+    medseg("train", data, "--out", work / "run", "--epochs", 8, "--size", 128, *flags)
+    print(f"trained on {len(split['train'])} patients, 8 epochs: {(time.monotonic() - begun) / 60:.1f} minutes")
     scores = medseg(
         "evaluate",
         "--data",
@@ -131,4 +131,6 @@ def v1(work: Path) -> None:
 if __name__ == "__main__":
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder:
-        {"one": one, "cohort": cohort, "v1": v1}[sys.argv[1]](Path(sys.argv[2]) if len(sys.argv) > 2 else Path(folder))
+        work = Path(sys.argv[2] if len(sys.argv) > 2 else folder)
+        work.mkdir(parents=True, exist_ok=True)
+        {"one": one, "cohort": cohort, "v1": v1}[sys.argv[1]](work)

@@ -398,13 +398,3 @@ def test_what_does_not_fit_is_refused_with_the_fix(call, says):
     logits, label = random_case()
     with pytest.raises(MedsegError, match=says):
         call(logits, label)
-
-
-def test_balanced_cross_entropy_by_hand():
-    probs = torch.tensor([[[0.5, 0.5, 0.5, 0.2], [0.5, 0.5, 0.5, 0.8]]], dtype=torch.float64)  # three of 0, one of 1
-    label = torch.tensor([[0, 0, 0, 1]])
-    plain = (3 * math.log(2) - math.log(0.8)) / 4
-    balanced = (math.log(2) - math.log(0.8)) / 2
-    dice = 1 - (2 * 0.8 + 1) / (2.3 + 1 + 1)
-    got = losses.dice_balanced_ce(probs.log(), label)
-    assert got.item() == pytest.approx(dice + (plain + balanced) / 2, abs=1e-9)
