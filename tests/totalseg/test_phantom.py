@@ -52,7 +52,8 @@ def test_a_tube_has_the_volume_of_a_capsule():
 def test_masks_are_the_geometry_on_every_grid(folder):
     ids = {name: label for label, name in PHANTOM_LABELS.items()}
     for number, case in enumerate(discover(folder)):
-        truth = anatomy(number).labels_at(world(nib.load(case.files["ct"])))
+        patient = anatomy(number)
+        truth = patient.labels_of(patient.index_at(world(nib.load(case.files["ct"]))))
         for name, path in masks_of(case).items():
             inside = np.asarray(nib.load(path).dataobj)
             assert inside.any()
@@ -127,6 +128,15 @@ def test_a_begun_folder_is_gone_on_with_and_another_one_refused(folder):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.nii.gz")} == before
     with pytest.raises(MedsegError, match="seed"):
         phantom(folder, num_cases=3, seed=9)
+
+
+def test_real_scans_are_not_written_over(tmp_path):
+    scan = tmp_path / "s0000" / "ct.nii.gz"
+    scan.parent.mkdir()
+    scan.write_text("somebody's scan")
+    with pytest.raises(MedsegError, match="is no phantom"):
+        phantom(tmp_path, num_cases=1)
+    assert scan.read_text() == "somebody's scan"
 
 
 def test_a_phantom_of_nobody_is_refused(tmp_path):

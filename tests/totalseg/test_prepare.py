@@ -197,6 +197,13 @@ def test_other_settings_are_refused(tmp_path):
     assert (tmp_path / "cache" / "dataset.json").read_bytes() == before
 
 
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    put(tmp_path / "data" / "s1", liver=LIVER)
+    with pytest.raises(MedsegError, match="is no cache"):
+        prepare(tmp_path / "data", tmp_path / "data", PrepareConfig())
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["s1"]
+
+
 def test_another_scan_of_the_same_name_is_refused(tmp_path):
     put(tmp_path / "data" / "s1", liver=LIVER)
     prepare(tmp_path / "data", tmp_path / "cache", PrepareConfig())

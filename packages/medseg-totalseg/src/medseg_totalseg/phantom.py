@@ -12,7 +12,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from medseg_core.cases import Case
-from medseg_core.cohort import for_each
+from medseg_core.cohort import JOURNAL, for_each
 from medseg_core.errors import MedsegError
 from medseg_core.grid import Grid
 from medseg_core.io import write_text, write_volume
@@ -92,24 +92,21 @@ class Anatomy:
     body: Structure
     structures: tuple[Structure, ...]
 
-    def labels_at(self, points_mm: np.ndarray) -> np.ndarray:
-        """(..., 3) places in RAS+ mm -> (...) uint8 label ids of TotalSegmentator v2."""
-        return self._paint(
-            points_mm, np.uint8(0), [np.uint8(_IDS.get(s.name, 0)) for s in self.structures], np.uint8(0)
-        )
-
-    def hu_at(self, points_mm: np.ndarray) -> np.ndarray:
-        """(..., 3) places in RAS+ mm -> (...) float32 HU, without noise."""
-        return self._paint(
-            points_mm, np.float32(AIR_HU), [np.float32(s.hu) for s in self.structures], np.float32(FAT_HU)
-        )
-
-    def _paint(self, points_mm: np.ndarray, outside: np.generic, inks: list[Any], body: np.generic) -> np.ndarray:
+    def index_at(self, points_mm: np.ndarray) -> np.ndarray:
+        """(..., 3) places in RAS+ mm -> (...) uint8: 0 air, 1 body fat, from 2 on the structures in their order."""
         inside = self.body.contains(points_mm * (1, 1, 0))
-        result = np.where(inside, body, outside)
-        for structure, ink in zip(self.structures, inks, strict=True):
-            result[structure.contains(points_mm) & inside] = ink
-        return result
+        index = inside.astype(np.uint8)
+        for number, structure in enumerate(self.structures, 2):
+            index[structure.contains(points_mm) & inside] = number
+        return index
+
+    def labels_of(self, index: np.ndarray) -> np.ndarray:
+        """What `index_at` gave, as uint8 label ids of TotalSegmentator v2; what has no label is 0."""
+        return np.array([0, 0, *(_IDS.get(s.name, 0) for s in self.structures)], np.uint8)[index]
+
+    def hu_of(self, index: np.ndarray) -> np.ndarray:
+        """What `index_at` gave, as float32 HU without noise."""
+        return np.array([AIR_HU, self.body.hu, *(s.hu for s in self.structures)], np.float32)[index]
 
 
 def anatomy(number: int, *, seed: int = 0) -> Anatomy:
@@ -144,6 +141,8 @@ def phantom(out: Path, *, num_cases: int = 6, seed: int = 0) -> Path:
     if num_cases < 1:
         raise MedsegError(f"a phantom has at least one case, got num_cases {num_cases}")
     out = Path(out)
+    if out.is_dir() and any(out.iterdir()) and not (out / JOURNAL).is_file():
+        raise MedsegError(f"{out} exists and is no phantom; give a new folder, real scans are not written over")
     cases = [Case(id=f"s{i:04d}", files={}, notes={"number": i}) for i in range(num_cases)]
     outcome = for_each(cases, partial(_write_case, out=out, seed=seed), out=out, config={"phantom": 1, "seed": seed})
     for name, reason in outcome.failed.items():
@@ -166,10 +165,11 @@ def _write_case(case: Case, *, out: Path, seed: int) -> Mapping[str, Any]:
     patient, grid = anatomy(number, seed=seed), grid_of(number)
     index = np.stack(np.meshgrid(*map(np.arange, grid.shape), indexing="ij"), -1)
     points_mm = index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
-    hu = gaussian_filter(patient.hu_at(points_mm), BLUR_MM / np.array(grid.spacing_mm))
+    inside = patient.index_at(points_mm)
+    hu = gaussian_filter(patient.hu_of(inside), BLUR_MM / np.array(grid.spacing_mm))
     hu += np.random.default_rng([seed, number, 1, 0]).normal(0, NOISE_HU, hu.shape)
     ct = Volume(np.clip(np.rint(hu), -1024, 3071).astype(np.int16), grid.affine)
-    label = patient.labels_at(points_mm)
+    label = patient.labels_of(inside)
     write_volume(ct, out / case.id / "ct.nii.gz")
     for label_id, name in PHANTOM_LABELS.items():
         mask = ct.like((label == label_id).astype(np.uint8))

@@ -97,6 +97,8 @@ def prepare(data: Path, out: Path, config: PrepareConfig, *, executor: Executor 
         MedsegError: no cases, names that no class list holds, or a cache of other settings or of other scans.
     """
     out = Path(out)
+    if out.is_dir() and any(out.iterdir()) and not is_cache(out):
+        raise MedsegError(f"{out} exists and is no cache of `prepare`; give a new folder")
     cases = discover(data)
     names = names_of(cases)
     if not names:

@@ -25,7 +25,7 @@ class TotalsegConfig(PrepareConfig, AugmentConfig, TrainConfig):
     """CT network."""
 
     epochs: int = setting(150, "Passes over the slices.", low=1, exact=False)
-    lr: float = setting(2e-3, "Learning rate at its highest.", low=0)
+    lr: float = setting(3e-3, "Learning rate at its highest.", low=0)
     size: int = setting(256, "Edge of a training slice in pixels; planes are cropped or padded to it.", low=16)
     widths: tuple[int, ...] = setting((32, 64, 128, 256, 512), "Channels of each level; halve to save memory.", low=1)
     channels_last: bool = setting(True, "Lay tensors out channels last; faster for this network.")
@@ -44,6 +44,7 @@ class TotalsegConfig(PrepareConfig, AugmentConfig, TrainConfig):
     contrast_chance: float | None = setting(0.0, "Chance to stretch contrast; 0, as HU are calibrated.", low=0, high=1)
     gamma_chance: float | None = setting(0.0, "Chance to bend the grey scale; 0, as HU are calibrated.", low=0, high=1)
     noise_std: float | None = setting(0.02, "Largest standard deviation of the noise; 0.02 is 40 HU.", low=0, high=1)
+    blur_chance: float | None = setting(0.3, "Chance to blur, as resampling from another spacing does.", low=0, high=1)
     val: float = setting(0.2, "Share of patients held out for validation where no split is given.", low=0, high=0.9)
 
 
