@@ -124,7 +124,7 @@ class Plan:
             channels=self.card.channels,
             head=self.card.head,
             how=recipe(config),
-            mirror=mirror_pairs(self.card.labels),
+            mirror=mirror_pairs(self.cohort.labels),
             foreground=config.foreground,
         )
 
