@@ -152,11 +152,13 @@ def test_train_from_scans_prepares_them_and_goes_on_when_asked(cohort, tmp_path)
     assert (tmp_path / "run" / "cache" / "dataset.json").is_file()
 
 
-def test_the_demo_ends_in_a_report(tmp_path):
+def test_the_demo_ends_in_a_report_and_can_be_called_again(tmp_path):
     result = call("demo", "--out", tmp_path / "demo", "--quick")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "demo" / "report.html").is_file()
     assert "dice_of_predicting_nothing: 0" in result.stdout
+    again = call("demo", "--out", tmp_path / "demo", "--quick")
+    assert again.exit_code == 0, again.output
 
 
 def test_real_104_names_with_float64_masks_are_taken_as_they_are(data, tmp_path):

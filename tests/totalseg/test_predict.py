@@ -121,3 +121,20 @@ def test_a_folder_of_plain_files_is_predicted_by_file_name(run, scan, tmp_path):
 def test_an_empty_folder_says_what_belongs_there(tmp_path):
     with pytest.raises(MedsegError, match="holds no scan"):
         find_images(tmp_path)
+
+
+def test_scans_are_never_written_over(run, scan, tmp_path):
+    write_volume(scan, tmp_path / "scans" / "first.nii.gz")
+    before = (tmp_path / "scans" / "first.nii.gz").read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(MedsegError, match="holds the scans themselves"):
+            predict_files(tmp_path / "scans", [run], tmp_path / "scans", CPU, overwrite=overwrite)
+    assert (tmp_path / "scans" / "first.nii.gz").read_bytes() == before
+
+
+def test_a_folder_with_something_else_is_left_alone(run, cohort, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "s0000.nii.gz").write_text("drawn by hand")
+    with pytest.raises(MedsegError, match="--overwrite"):
+        predict_files(cohort / "s0000", [run], tmp_path / "out", CPU)
+    assert (tmp_path / "out" / "s0000.nii.gz").read_text() == "drawn by hand"

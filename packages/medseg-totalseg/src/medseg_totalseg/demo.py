@@ -27,5 +27,5 @@ def demo(out: Path, *, quick: bool = False) -> Mapping[str, Any]:
         structures=tuple(PHANTOM_LABELS.values()),
     )
     train(data, out / "run", config, resume="last")
-    evaluation, _ = evaluate_run(data, [out / "run"], out, EvaluateConfig())
+    evaluation, _ = evaluate_run(data, [out / "run"], out, EvaluateConfig(), overwrite=True)
     return {**headline(evaluation), "report": str(out / "report.html"), "minutes": (time.monotonic() - begun) / 60}

@@ -12,7 +12,7 @@ import torch
 
 from medseg_core.cases import Case
 from medseg_core.checkpoint import Card, load_model
-from medseg_core.cohort import Outcome, for_each
+from medseg_core.cohort import JOURNAL, Outcome, for_each
 from medseg_core.config import as_dict
 from medseg_core.device import choose_device, choose_precision
 from medseg_core.errors import MedsegError
@@ -123,11 +123,15 @@ def predict_files(
 
     Args:
         only: names of the cases to predict; None takes all.
+
+    Raises:
+        MedsegError: no scan, no such run, or an output folder that holds something else.
     """
     cases = [case for case in find_images(image) if only is None or case.id in only]
+    _check_out(out, cases, overwrite=overwrite)
     predictor = Predictor(*models, config=config)
     if overwrite:
-        (out / "journal.jsonl").unlink(missing_ok=True)
+        (out / JOURNAL).unlink(missing_ok=True)
     weights = [hashlib.sha256((m / "best.safetensors" if m.is_dir() else m).read_bytes()).hexdigest() for m in models]
     work = partial(_predict_case, predictor=predictor, out=out)
     outcome = for_each(cases, work, out=out, config={**as_dict(config), "weights": weights})
@@ -147,6 +151,14 @@ def find_images(path: Path) -> list[Case]:
     if not files:
         raise MedsegError(f"{path} holds no scan; give a .nii.gz file, or a folder of them or of s0000/ct.nii.gz")
     return [Case(id=_case_of(file), files={"ct": file}) for file in files]
+
+
+def _check_out(out: Path, cases: Sequence[Case], *, overwrite: bool) -> None:
+    """A scan is never written over, and other people's files only when that was asked for."""
+    if any(case.files["ct"].resolve().parent == out.resolve() for case in cases):
+        raise MedsegError(f"{out} holds the scans themselves; choose another --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / JOURNAL).is_file() and not overwrite:
+        raise MedsegError(f"{out} is not empty and was not begun by predict; choose another --out, or add --overwrite")
 
 
 def _case_of(file: Path) -> str:
