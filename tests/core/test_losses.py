@@ -387,7 +387,6 @@ def test_a_weighted_combination_is_the_weighted_sum():
         (bce, r"make it \(2, 4, 5, 6\)"),
         (lambda x, y: dice_ce(x[:, :1], y), "sigmoid"),
         (lambda x, y: dice_ce(x, y, known=torch.ones(2, 3, dtype=torch.bool)), r"torch.bool \(2, 4\)"),
-        (lambda x, y: dice_ce(x, y, known=torch.ones(2, 4)), "float32"),
         (lambda x, y: bce(x[:, :, 0, 0], y), r"\(2, 4\); make it \(cases, channels"),
         (lambda x, y: combine({"dise": 1.0}), "did you mean 'dice'"),
         (lambda x, y: combine({"margin": 1.0}), "there are dice_ce, ce"),
