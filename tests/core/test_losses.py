@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medseg_core import losses
+from medseg_core import blocks, losses
 from medseg_core.errors import MedsegError
 from medseg_core.losses import (
     LOSSES,
@@ -51,8 +51,8 @@ def random_target(*, num=2, size=(5, 6)):
 @pytest.fixture(params=[1, 7, 2**18])
 def block(request, monkeypatch):
     """Every loss has to come out the same whatever the block."""
-    monkeypatch.setattr(losses, "BLOCK", request.param)
-    monkeypatch.setattr(losses, "MAX_BLOCKS", 10**9)
+    monkeypatch.setattr(blocks, "BLOCK", request.param)
+    monkeypatch.setattr(blocks, "MAX_BLOCKS", 10**9)
 
 
 # Two voxels with probabilities (.5 .25 .25) and (.2 .2 .6), label 1 and 2; a third, (.8 .1 .1), is background.
@@ -358,8 +358,8 @@ class Storages(TorchDispatchMode):
 
 @pytest.mark.parametrize(("head", "name"), [("softmax", "dice_ce"), ("sigmoid", "dice"), ("sigmoid", "focal")])
 def test_beside_the_gradient_nothing_of_its_size_is_made(head, name, monkeypatch):
-    monkeypatch.setattr(losses, "BLOCK", 64)
-    monkeypatch.setattr(losses, "MAX_BLOCKS", 100)
+    monkeypatch.setattr(blocks, "BLOCK", 64)
+    monkeypatch.setattr(blocks, "MAX_BLOCKS", 100)
     features, label = random_case(classes=8, size=(16, 16), dtype=torch.bfloat16)
     bias = torch.zeros(8, 1, 1, dtype=torch.bfloat16, requires_grad=True)
     target = label if head == "softmax" else F.one_hot(label).movedim(-1, 1).to(torch.uint8).contiguous()
