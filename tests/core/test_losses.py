@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medseg_core import blocks, losses
+from medseg_core import blocks
 from medseg_core.errors import MedsegError
 from medseg_core.losses import (
     LOSSES,

@@ -138,7 +138,8 @@ def _strict(value: Any) -> Any:
 
 def _tell_each(numbers: Mapping[str, Any]) -> None:
     for name, value in numbers.items():
-        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")  # noqa: T201
+        text = "undefined" if value != value else f"{value:.4g}" if isinstance(value, float) else value  # noqa: PLR0124
+        print(f"{name}: {text}")  # noqa: T201
 
 
 def tell_failures(failed: Mapping[str, str]) -> None:
