@@ -26,14 +26,15 @@ from itertools import permutations, product
 
 import numpy as np
 from numba import njit
-from scipy.spatial import cKDTree
 
 from medseg_core.errors import MedsegError, meant
 from medseg_core.masks import LARGEST_ID, along_memory, in_fortran_order
 from medseg_core.metrics import checked_ids, checked_pair
+from medseg_core.nearest import distances
 
 CONVENTIONS = ("voxel", "surface")
 MEASURES = ("hd", "hd95", "assd", "nsd")
+PIECE = 512  # voxels looked at together
 ROUNDING = 1e-6  # of the tolerance: spacings come from float32 headers, and 30 x 0.1 mm is meant to lie within 3 mm
 
 # Marching cubes (Lorensen and Cline, 1987) with edges cut in the middle: which of the eight voxels around a corner are
@@ -62,7 +63,7 @@ def surface_metrics(
     *,
     ids: Iterable[int],
     spacing: Sequence[float],
-    tolerance_mm: float = 3.0,
+    tolerance_mm: float | Sequence[float] = 3.0,
     percentile: float = 95.0,
     convention: str = "voxel",
 ) -> dict[str, np.ndarray]:
@@ -73,7 +74,7 @@ def surface_metrics(
             may differ.
         ids: structures, (L,); 0 is not one.
         spacing: voxel edges in mm, one per axis of the array; any other unit is then that of the distances.
-        tolerance_mm: of `nsd`, in the unit of the spacing.
+        tolerance_mm: of `nsd`, in the unit of the spacing; one for all structures, or one for each of `ids`.
         percentile: what `hd95` takes instead of 95.
         convention: "voxel" or "surface".
 
@@ -87,25 +88,34 @@ def surface_metrics(
     """
     mask, label = checked_pair(mask, label)
     chosen = checked_ids(ids)
-    _check(mask.ndim, chosen, spacing, tolerance_mm, percentile, convention)
-    edges = np.asarray(spacing, np.float64)
+    tolerances = np.broadcast_to(np.asarray(tolerance_mm, np.float64), len(chosen))
+    _check(mask.ndim, chosen, spacing, tolerances, percentile, convention)
+    edges = np.asarray(spacing[::-1] if in_fortran_order(mask) else spacing, np.float64)
+    edges = np.concatenate([np.ones(3 - len(edges)), edges])
     by_area = convention == "surface"
-    surfaces = [_surfaces(side, chosen, edges if by_area else None) for side in (mask, label)]
-    grid = tuple(n + 1 for n in mask.shape) if by_area else mask.shape
+    is_plane = mask.ndim == 2
+    framed = [_framed(view, is_plane=is_plane) for view in along_memory(mask, label)]
+    surfaces = [_surfaces(side, chosen, edges if by_area else None, is_plane=is_plane) for side in framed]
+    grid = (1 if is_plane else framed[0].shape[0], *framed[0].shape[1:])
     rank = _rank_by_weight if by_area else _rank
     found = np.full((len(chosen), len(MEASURES)), np.nan)
-    for row, i in zip(found, chosen.tolist(), strict=True):
+    for row, i, tolerance in zip(found, chosen.tolist(), tolerances.tolist(), strict=True):
         a, b = surfaces[0][i], surfaces[1][i]
         if len(a[0]) and len(b[0]):
-            distances = _distances(a[0], b[0], grid, edges), _distances(b[0], a[0], grid, edges)
-            row[:] = _measures(distances, (a[1], b[1]), tolerance_mm, percentile, rank)
+            gaps = distances(a[0], b[0], grid, edges), distances(b[0], a[0], grid, edges)
+            row[:] = _measures(gaps, (a[1], b[1]), tolerance, percentile, rank)
         elif len(a[0]) or len(b[0]):
             row[MEASURES.index("nsd")] = 0.0
     return dict(zip(MEASURES, found.T.copy(), strict=True))
 
 
 def _check(
-    num_axes: int, ids: np.ndarray, spacing: Sequence[float], tolerance: float, percentile: float, convention: str
+    num_axes: int,
+    ids: np.ndarray,
+    spacing: Sequence[float],
+    tolerances: np.ndarray,
+    percentile: float,
+    convention: str,
 ) -> None:
     if convention not in CONVENTIONS:
         raise MedsegError(f"convention {convention!r} is not one of {CONVENTIONS}{meant(convention, CONVENTIONS)}")
@@ -113,29 +123,36 @@ def _check(
         raise MedsegError("id 0 is the background, which has no surface of its own; leave it out of ids")
     if len(spacing) != num_axes or not all(0 < edge < np.inf for edge in spacing):
         raise MedsegError(f"spacing {tuple(spacing)} must be {num_axes} positive lengths, one per axis of the array")
-    if not tolerance >= 0:
-        raise MedsegError(f"tolerance_mm={tolerance} must be 0 or more")
+    if not (tolerances >= 0).all():
+        raise MedsegError(f"tolerance_mm={tolerances[~(tolerances >= 0)][0]:g} must be 0 or more")
     if not 0 <= percentile <= 100:
         raise MedsegError(f"percentile={percentile} must lie between 0 and 100; take 95 for HD95")
 
 
 def _measures(
-    distances: tuple[np.ndarray, np.ndarray],
+    gaps: tuple[np.ndarray, np.ndarray],
     weights: tuple[np.ndarray, np.ndarray],
     tolerance: float,
     percentile: float,
     rank: Callable[[np.ndarray, np.ndarray, float], float],
 ) -> tuple[float, ...]:
     """hd, hd95, assd and nsd of the distances from one surface to the other and back."""
-    sides = list(zip(distances, weights, strict=True))
-    total = sum(weight.sum() for weight in weights)
-    within = tolerance * (1 + ROUNDING)
-    return (
-        max(distance.max() for distance in distances),
-        max(rank(distance, weight, percentile) for distance, weight in sides),
-        sum(distance @ weight for distance, weight in sides) / total,
-        sum(weight[distance <= within].sum() for distance, weight in sides) / total,
-    )
+    sums = np.array([_sums(gap, weight, tolerance * (1 + ROUNDING)) for gap, weight in zip(gaps, weights, strict=True)])
+    farthest = max(rank(gap, weight, percentile) for gap, weight in zip(gaps, weights, strict=True))
+    total, length, within = sums[:, 1:].sum(axis=0)
+    return sums[:, 0].max(), farthest, length / total, within / total
+
+
+@njit(nogil=True, cache=True)
+def _sums(gap, weight, tolerance):
+    """The largest distance; the weight, the weight times distance and the weight within the tolerance, summed."""
+    largest = total = length = within = 0.0
+    for p in range(len(gap)):
+        largest = max(largest, gap[p])
+        total += weight[p]
+        length += weight[p] * gap[p]
+        within += weight[p] * (gap[p] <= tolerance)
+    return largest, total, length, within
 
 
 def _rank(distance: np.ndarray, _weight: np.ndarray, percentile: float) -> float:
@@ -149,51 +166,43 @@ def _rank_by_weight(distance: np.ndarray, weight: np.ndarray, percentile: float)
     return float(distance[order[min(np.searchsorted(share, percentile / 100), len(order) - 1)]])
 
 
-def _distances(points: np.ndarray, others: np.ndarray, grid: tuple[int, ...], spacing: np.ndarray) -> np.ndarray:
-    """From each point to the nearest other one, all as ascending C-order indices; a point in both costs no search."""
-    distances = np.zeros(len(points))
-    nearest = np.minimum(np.searchsorted(others, points), len(others) - 1)
-    apart = others[nearest] != points
-    if apart.any():
-        there, here = (np.stack(np.unravel_index(flat, grid), axis=1) * spacing for flat in (others, points[apart]))
-        distances[apart] = cKDTree(there, leafsize=32, compact_nodes=False, balanced_tree=False).query(here)[0]
-    return distances
-
-
 def _surfaces(
-    ids: np.ndarray, wanted: np.ndarray, spacing: np.ndarray | None
+    framed: np.ndarray, wanted: np.ndarray, edges: np.ndarray | None, *, is_plane: bool
 ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """The surface of each wanted id as points, (P,) ascending C-order indices, and their weights (P,).
+    """The surface of each wanted id as points, (P,) ascending indices of the flat array, and their weights (P,).
 
-    Without a spacing these are edge voxels of weight 1, with one corners by their area.
+    Args:
+        framed: as `_framed` gives it.
+        edges: lengths of a voxel's edges; with them corners by their area, without them edge voxels of weight 1.
     """
-    (view,) = along_memory(ids)
-    turned, plane = in_fortran_order(ids), ids.ndim == 2
     is_wanted = np.zeros(LARGEST_ID + 1, bool)
     is_wanted[wanted] = True
-    walk = _edge_voxels if spacing is None else _corners
-    num = np.zeros(LARGEST_ID + 2, np.int64)
-    walk(view, is_wanted, turned, plane, num[1:], np.empty(0, np.int64), np.empty(0, np.uint8))
-    starts = np.cumsum(num)
-    points, cases = np.empty(starts[-1], np.int64), np.zeros(starts[-1], np.uint8)
-    walk(view, is_wanted, turned, plane, starts.copy(), points, cases)
-    weights = np.ones(256) if spacing is None else _areas(spacing[::-1] if turned else spacing)
-    surfaces = {}
-    for i in wanted.tolist():
-        part = slice(starts[i], starts[i + 1])
-        order = np.argsort(points[part], kind="stable")
-        surfaces[i] = points[part][order], weights[cases[part][order]]
-    return surfaces
+    plane, row = framed.shape[1] * framed.shape[2], framed.shape[2]
+    if edges is None:
+        first, last, around = plane, framed.size - plane, np.array([1, -1, row, -row, plane, -plane])
+    else:
+        first, last = plane if is_plane else 0, framed.size - plane - row - 1
+        around = np.array([4 * [0], 4 * [plane]]).ravel() + np.tile([0, 1, row, row + 1], 2)
+    starts, points, cases = _sorted_by_id(*_walk(framed.ravel(), first, last, around, is_wanted))
+    weights = np.ones(1) if edges is None else _areas(edges)
+    parts = ((i, slice(starts[i], starts[i + 1])) for i in wanted.tolist())
+    return {i: (points[part], weights[cases[part]]) for i, part in parts}
 
 
-def _areas(spacing: np.ndarray) -> np.ndarray:
+def _framed(view: np.ndarray, *, is_plane: bool) -> np.ndarray:
+    """The same ids, contiguous, with background around; a plane has itself on both sides: nothing ends there."""
+    framed = np.zeros([n + 2 for n in view.shape], view.dtype)
+    framed[slice(None) if is_plane else slice(1, -1), 1:-1, 1:-1] = view
+    return framed
+
+
+def _areas(edges: np.ndarray) -> np.ndarray:
     """(256,) area of the surface around a corner, by which of its eight voxels are in the structure.
 
     Args:
-        spacing: of the three axes, in mm; of the two of a picture the areas are lengths, as of a plane 1 mm thick.
+        edges: of the three axes, in mm; a picture is a plane 1 mm thick, so its areas are lengths.
     """
-    spacing = np.concatenate([np.ones(3 - len(spacing)), spacing])
-    faces = spacing.prod() / spacing / 8
+    faces = edges.prod() / edges / 8
     areas = np.zeros(256)
     corners = np.array(list(product((0, 1), repeat=3)))
     for case, normals in SURFACES.items():
@@ -207,76 +216,86 @@ def _areas(spacing: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def _edge_voxels(ids, is_wanted, turned, plane, free, points, _cases):
-    """Puts the C-order index of each wanted edge voxel into `points` at `free[id]`, which moves on; empty, it counts.
+def _walk(flat, first, last, around, is_wanted):
+    """Index, id and case of every surface point of wanted ids among flat[first:last], in ascending order.
 
     Args:
-        ids: (X, Y, Z), or (Z, Y, X) where `turned`.
-        plane: axis 0 is not of the array: nothing lies beyond it.
+        around: steps to the voxels that decide: the six neighbours of an edge voxel, or the eight around a corner, by
+            bit of SURFACES, and then the case is which of them have the id.
     """
-    n0, n1, n2 = ids.shape
-    beyond = np.zeros(n2, ids.dtype)
-    for i in range(n0):
-        for j in range(n1):
-            row = ids[i, j]
-            below = row if plane else _row(ids, i - 1, j, beyond)
-            above = row if plane else _row(ids, i + 1, j, beyond)
-            before, after = _row(ids, i, j - 1, beyond), _row(ids, i, j + 1, beyond)
-            for k in range(n2):
-                v = row[k]
-                if v == 0 or not is_wanted[v]:
-                    continue
-                within = 0 < k < n2 - 1 and row[k - 1] == v == row[k + 1]
-                if within and below[k] == v == above[k] and before[k] == v == after[k]:
-                    continue
-                if len(points):
-                    points[free[v]] = (k * n1 + j) * n0 + i if turned else (i * n1 + j) * n2 + k
-                free[v] += 1
+    marks = np.empty(PIECE, flat.dtype)
+    words, lanes = marks.view(np.uint64), 8 // flat.itemsize
+    points, found, cases, num = *_room(16 * PIECE), 0
+    for start in range(first, last, PIECE):
+        if not _mark(flat, start, min(PIECE, last - start), around, marks):
+            continue
+        if num + 8 * PIECE > len(points):
+            points, found, cases = _wider(points, found, cases)
+        for w in range(len(words)):
+            if words[w]:
+                for k in range(w * lanes, (w + 1) * lanes):
+                    if marks[k]:
+                        num = _put(flat, start + k, around, is_wanted, points, found, cases, num)
+    return points[:num], found[:num], cases[:num]
 
 
 @njit(nogil=True, cache=True)
-def _corners(ids, is_wanted, turned, plane, free, points, cases):
-    """As `_edge_voxels`, for the corners of wanted ids, of which an array of n voxels an axis has n + 1.
-
-    Puts into `cases` which of the voxels around the corner have the id, as in SURFACES.
-    """
-    n0, n1, n2 = ids.shape
-    m0, m1, m2 = (1 if plane else n0 + 1), n1 + 1, n2 + 1
-    zero = ids.dtype.type(0)
-    beyond = np.zeros(n2, ids.dtype)
-    around = np.zeros(8, ids.dtype)
-    for i in range(m0):
-        for j in range(m1):
-            lower = i if plane else i - 1
-            a, b = _row(ids, lower, j - 1, beyond), _row(ids, lower, j, beyond)
-            c, d = _row(ids, i, j - 1, beyond), _row(ids, i, j, beyond)
-            a0 = b0 = c0 = d0 = zero
-            for k in range(m2):
-                a1, b1, c1, d1 = (a[k], b[k], c[k], d[k]) if k < n2 else (zero, zero, zero, zero)
-                if not (a0 == b0 == c0 == d0 == a1 == b1 == c1 == d1):
-                    around[0::2], around[1::2] = (a0, b0, c0, d0), (a1, b1, c1, d1)
-                    index = (k * m1 + j) * m0 + i if turned else (i * m1 + j) * m2 + k
-                    _put(around, index, is_wanted, free, points, cases)
-                a0, b0, c0, d0 = a1, b1, c1, d1
+def _mark(flat, start, num, around, marks):
+    """Marks the points around which not all ids are the same, without a branch a voxel; False where none is."""
+    marks[:] = 0
+    here = flat[start : start + num]
+    for step in around:
+        there = flat[start + step : start + step + num]
+        for k in range(num):
+            marks[k] |= here[k] ^ there[k]
+    some = marks[0]
+    for k in range(PIECE):
+        some |= marks[k]
+    return some != 0
 
 
 @njit(nogil=True, cache=True)
-def _put(around, index, is_wanted, free, points, cases):
-    """Puts the corner down once for each of the ids among the eight voxels around it."""
+def _put(flat, index, around, is_wanted, points, found, cases, num):
+    """Puts the point down: an edge voxel for its id, a corner once for each wanted id among the voxels around it."""
+    if len(around) < 8:
+        points[num], found[num], cases[num] = index, flat[index], 0
+        return num + is_wanted[flat[index]]
     for first in range(8):
-        v = around[first]
+        v = flat[index + around[first]]
+        if not is_wanted[v]:
+            continue
         case = 0
         for bit in range(8):
-            if around[bit] == v:
+            if flat[index + around[bit]] == v:
                 case += 1 << bit
-        is_first = case % (1 << first) == 0
-        if v != 0 and is_wanted[v] and is_first:
-            if len(points):
-                points[free[v]] = index
-                cases[free[v]] = case
-            free[v] += 1
+        if case % (1 << first) == 0:
+            points[num], found[num], cases[num] = index, v, case
+            num += 1
+    return num
 
 
 @njit(nogil=True, cache=True)
-def _row(ids, i, j, beyond):
-    return ids[i, j] if 0 <= i < ids.shape[0] and 0 <= j < ids.shape[1] else beyond
+def _room(num):
+    return np.empty(num, np.int64), np.empty(num, np.uint16), np.empty(num, np.uint8)
+
+
+@njit(nogil=True, cache=True)
+def _wider(points, found, cases):
+    more = _room(2 * len(points))
+    more[0][: len(points)], more[1][: len(points)], more[2][: len(points)] = points, found, cases
+    return more
+
+
+@njit(nogil=True, cache=True)
+def _sorted_by_id(points, found, cases):
+    """Where each id begins (65537,), and the points and cases by id, each in the order they came in."""
+    starts = np.zeros(LARGEST_ID + 2, np.int64)
+    for p in range(len(points)):
+        starts[found[p] + 1] += 1
+    starts = np.cumsum(starts)
+    free, by_id, cases_by_id = starts.copy(), np.empty_like(points), np.empty_like(cases)
+    for p in range(len(points)):
+        at = free[found[p]]
+        by_id[at], cases_by_id[at] = points[p], cases[p]
+        free[found[p]] += 1
+    return starts, by_id, cases_by_id
