@@ -16,8 +16,8 @@ from medseg_core.errors import MedsegError
 from medseg_core.evaluate import Evaluation, Pair, evaluate, from_rows
 
 LABELS = {1: "liver", 2: "spleen", 3: "aorta", 4: "colon"}
-OVERLAP = ["dice", "iou", "sensitivity", "specificity", "precision"]
-DISTANCE = ["volume_ref_ml", "volume_pred_ml", "hd95_mm", "assd_mm", "nsd_3mm"]
+OVERLAP = ["dice", "iou", "sensitivity", "specificity", "precision", "volume_difference"]
+DISTANCE = ["volume_ref_ml", "volume_pred_ml", "hd_mm", "hd95_mm", "assd_mm", "nsd_3mm"]
 COLUMNS = ["case", "label", "name", "status", *OVERLAP, *DISTANCE]
 
 
@@ -59,7 +59,12 @@ def test_a_row_holds_the_numbers_counted_by_hand():
     assert liver["sensitivity"] == pytest.approx(1 / 3)
     assert liver["specificity"] == pytest.approx(2 / 3)
     assert liver["precision"] == pytest.approx(1 / 2)
-    assert (liver["volume_ref_ml"], liver["volume_pred_ml"]) == (3, 2)
+    assert (liver["volume_ref_ml"], liver["volume_pred_ml"], liver["volume_difference"]) == (
+        3,
+        2,
+        pytest.approx(-1 / 3),
+    )
+    assert liver["hd_mm"] == 20
     assert liver["assd_mm"] == pytest.approx((10 + 0 + 0 + 10 + 20) / 5)
     assert liver["nsd_3mm"] == pytest.approx(2 / 5)
     assert liver["hd95_mm"] == pytest.approx(19)  # of 0, 10, 20, linearly

@@ -109,7 +109,7 @@ def test_real_organs_are_counted_as_numpy_does(data):
 def test_scores_by_hand():
     found = scores(count(MASK, LABEL, ids=[2]))
     expected = {"dice": 2 / 5, "iou": 1 / 4, "sensitivity": 1 / 2, "specificity": 8 / 10, "precision": 1 / 3}
-    expected["accuracy"] = 9 / 12
+    expected |= {"accuracy": 9 / 12, "volume_difference": 3 / 2 - 1}
     assert {name: values.item() for name, values in found.items()} == pytest.approx(expected, abs=1e-15)
 
 
@@ -123,6 +123,7 @@ def test_empty_sides_follow_the_table():
     assert_array_equal(found["precision"][1:], [nan, 0, nan])
     assert_array_equal(found["specificity"][1:], [1, 11 / 12, nan])
     assert_array_equal(found["accuracy"][1:], [11 / 12, 11 / 12, nan])
+    assert_array_equal(found["volume_difference"], [-1 / 4, -1, nan, nan])
 
 
 def test_a_label_everywhere_has_no_specificity():

@@ -120,7 +120,7 @@ def test_plotly_is_embedded_once_and_cannot_upload(shown: Path):
 def test_pictures_are_embedded_no_wider_than_they_are_looked_at(shown: Path):
     images = [attributes for tag, attributes in Page(shown).tags if tag == "img"]
     assert [image["alt"] for image in images][-1] == "training curves"
-    assert len(images) == 6  # detection, distributions, ranking, worst, median, curves
+    assert len(images) == 8  # detection, distributions, ranking, four cases, curves
     assert "Overlays Worst case: d" in Page(shown).text
 
 

@@ -7,14 +7,14 @@ import pytest
 
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_volume, write_volume
-from medseg_totalseg.evaluate import evaluate_files, evaluate_run, headline
+from medseg_totalseg.evaluate import evaluate_files, evaluate_run
 from medseg_totalseg.predict import Predictor, predict_files
 from medseg_totalseg.settings import EvaluateConfig, PredictConfig
 
 FOLDER = EvaluateConfig(structures=("liver", "spleen"))
 HEADER = (
-    "case,label,name,status,dice,iou,sensitivity,specificity,precision,"
-    "volume_ref_ml,volume_pred_ml,hd95_mm,assd_mm,nsd_3mm"
+    "case,label,name,status,dice,iou,sensitivity,specificity,precision,volume_difference,"
+    "volume_ref_ml,volume_pred_ml,hd_mm,hd95_mm,assd_mm,nsd_3mm"
 )
 
 
@@ -52,8 +52,8 @@ def test_a_missed_structure_is_a_row_that_counts_zero(cohort, predictions, tmp_p
     evaluation, _ = evaluate_files(predictions, cohort, tmp_path / "out", FOLDER)
     (missed,) = [row for row in rows(tmp_path / "out") if row["status"] == "missed"]
     assert (missed["case"], missed["name"], float(missed["dice"]), missed["hd95_mm"]) == ("s0001", "liver", 0.0, "")
-    assert headline(evaluation)["missed"] == 1
-    assert headline(evaluation)["dice_of_predicting_nothing"] == 0.0
+    assert evaluation.headline()["missed"] == 1
+    assert evaluation.headline()["dice_of_predicting_nothing"] == 0.0
 
 
 def test_a_report_lies_beside_the_tables(cohort, predictions, tmp_path):

@@ -2,13 +2,15 @@
 
 from functools import cache
 from importlib.metadata import EntryPoint, distribution, distributions, entry_points
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from medseg_core.errors import MedsegError
-from medseg_core.options import Command
+from medseg_core.options import Command, Json, Out, Overwrite, flags, tell, tell_failures
+from medseg_core.settings import ScoreConfig
 
 GROUP = "medseg.commands"
 
@@ -66,6 +68,68 @@ def main(
     ] = False,
 ) -> None:
     """Image segmentation in medicine and microscopy; each package brings one command."""
+
+
+@app.command(cls=Command)
+def info(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Volumes, series, pictures or label maps.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", metavar="FILE", help="A class list; without it the labels.json beside a label map."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what each FILE holds: shape, spacing, orientation, values, labels with volumes, and what looks wrong."""
+    from medseg_core.info import describe_each
+    from medseg_core.labelmaps import read_labels
+    from medseg_core.screen import screen
+
+    found, failed = describe_each(files, labels=read_labels(labels) if labels else None)
+    if as_json:
+        tell(found, as_json=True)
+    elif found:
+        typer.echo("\n\n".join(screen(facts) for facts in found))
+    tell_failures(failed)
+
+
+@app.command(cls=Command)
+@flags(ScoreConfig)
+def evaluate(
+    pred: Annotated[Path, typer.Argument(metavar="PRED", help="Masks: a file, or a folder with one a case.")],
+    ref: Annotated[Path, typer.Argument(metavar="REF", help="Reference labels, in any of the same forms.")],
+    config: ScoreConfig,
+    out: Out,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", metavar="FILE", help="A class list: JSON {name: id}, or a name a line.")
+    ] = None,
+    compare: Annotated[
+        Path | None, typer.Option("--compare", metavar="PRED2", help="Masks of another model, for a paired comparison.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="DIR", help="Images to lay under the overlays.")
+    ] = None,
+    dask: Annotated[
+        str, typer.Option("--dask", metavar="ADDRESS", help="Score on a Dask cluster: tcp://HOST:8786.")
+    ] = "",
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Score masks against labels: tables, intervals over cases, overlays and one offline report.
+
+    NIfTI, NRRD, MetaImage and pictures of ids (PNG, TIFF), folders of a mask a structure, and released cases are taken
+    as they are, paired by name. A bad case costs only itself; the same call on an unfinished --out goes on.
+    """
+    from medseg_core.cohort import dask_executor
+    from medseg_core.folders import evaluate_folders
+    from medseg_core.labelmaps import read_labels
+
+    named = read_labels(labels) if labels else None
+    with dask_executor(dask) as executor:
+        found, failed = evaluate_folders(
+            pred, ref, out, config, labels=named, compare=compare, images=images, executor=executor, overwrite=overwrite
+        )
+    tell({**found.headline(), "report": str(out / "report.html")}, as_json=as_json)
+    tell_failures(failed)
 
 
 def _load(point: EntryPoint) -> Any:

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, Executor, Future, as_completed
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 
 from medseg_core.cases import Case
 from medseg_core.config import as_dict
+from medseg_core.distributed import gather, place, share
 from medseg_core.errors import MedsegError
 from medseg_core.io import write_text
 from medseg_core.progress import track
@@ -55,18 +58,19 @@ def for_each(
     Raises:
         MedsegError: other settings, a disk that refuses, two cases of one id, or a worker process that was killed.
     """
-    names = [case.id for case in cases]
+    names = [case.id for case in cases]  # of all processes; this one works on its share
     twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()
     if twice:
         raise MedsegError(f"two cases are called {min(twice)!r}; give each an id of its own")
     settings = json.loads(json.dumps(as_dict(config) if is_dataclass(config) else config, default=_plain))
-    journal = Path(out) / JOURNAL
-    before = _begun(journal, settings)
-    known = {name for name, line in before.items() if line["status"] == "done"}
-    skipped = [name for name in names if name in known]
-    todo = [case for case in cases if case.id not in known]
+    rank, _ = place()
+    journal = Path(out) / (f"journal-{rank}.jsonl" if rank else JOURNAL)
+    known = _begun(journal, settings)
+    mine = share(cases)  # before looking what is done: by then another process may have added to it
+    todo = [case for case in mine if case.id not in known]
+    skipped = [case.id for case in mine if case.id in known]
     if skipped:
-        log.info("%s: %d of %d cases are done already", out, len(skipped), len(cases))
+        log.info("%s: %d of %d cases are done already", out, len(skipped), len(mine))
     done: list[str] = []
     failed: dict[str, str] = {}
     results = _in_turn(todo, work) if executor is None else _spread(todo, work, executor)
@@ -78,13 +82,62 @@ def for_each(
         else:
             _append(journal, {"case": case.id, "status": "done", "answer": answer})
             done.append(case.id)
-    return Outcome(tuple(done), tuple(skipped), failed)
+    parts = gather([done, skipped, failed])
+    done, skipped = ([name for part in parts for name in part[kind]] for kind in (0, 1))
+    return Outcome(tuple(done), tuple(skipped), {name: why for part in parts for name, why in part[2].items()})
 
 
 def read_journal(out: Path) -> dict[str, Mapping[str, Any]]:
     """What `work` answered for each case that is done under `out`, by case id; {} where it answered nothing."""
-    lines = _lines(Path(out) / JOURNAL)[1:]
-    return {line["case"]: line["answer"] or {} for line in lines if line["status"] == "done"}
+    return dict(answers(out))
+
+
+def answers(out: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """As `read_journal`, by case and one at a time: the answers of a large cohort need not fit into memory together."""
+    places: dict[str, tuple[Path, int]] = {}
+    for journal in _journals(out):
+        places |= {line["case"]: (journal, start) for start, line in _lines(journal) if line.get("status") == "done"}
+    files = {journal: journal.open("rb") for journal in {journal for journal, _ in places.values()}}
+    try:
+        for case, (journal, start) in sorted(places.items()):
+            files[journal].seek(start)
+            yield case, json.loads(files[journal].readline())["answer"] or {}
+    finally:
+        for file in files.values():
+            file.close()
+
+
+def processes(workers: int) -> ProcessPoolExecutor:
+    """A pool for `for_each`; its processes are not forked, as a fork after torch has worked hangs."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"))
+
+
+@contextmanager
+def dask_executor(address: str) -> Iterator[Executor | None]:
+    """The workers of a Dask cluster for `for_each`; None without an address.
+
+    Raises:
+        MedsegError: Dask is not installed, or no scheduler answers.
+    """
+    if not address:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise MedsegError("a Dask cluster needs Dask; pip install 'medseg-core[dask]'") from None
+    try:
+        client = Client(address, timeout="20s")
+    except (OSError, ValueError, TimeoutError) as error:
+        raise MedsegError(f"no Dask scheduler answers at {address} ({error}); start one: dask scheduler") from None
+    with client:
+        yield client.get_executor()
+
+
+def clear_journal(out: Path) -> None:
+    """Forgets what is done under `out`: the next call does all of it again."""
+    for journal in _journals(out):
+        journal.unlink(missing_ok=True)
 
 
 def _in_turn(todo: Sequence[Case], work: Work) -> Iterator[tuple[Case, Any]]:
@@ -106,12 +159,13 @@ def _spread(todo: Sequence[Case], work: Work, executor: Executor) -> Iterator[tu
                 futures[executor.submit(work, case)] = case
         except BrokenExecutor as error:  # a worker died while cases were handed out
             wrong = error
-        for future in as_completed(futures):
+        for future in as_completed(list(futures)):
+            case = futures.pop(future)  # and with it the answer, once it is told
             if future.cancelled():
                 continue
             error = future.exception()
             if error is None or isinstance(error, MedsegError):
-                yield futures[future], error or future.result()
+                yield case, error or future.result()
                 continue
             wrong = wrong or error
             for waiting in futures:
@@ -128,17 +182,26 @@ def _spread(todo: Sequence[Case], work: Work, executor: Executor) -> Iterator[tu
         raise wrong
 
 
-def _begun(journal: Path, settings: Any) -> dict[str, Mapping[str, Any]]:
-    """The last line of each case, from a journal of the same settings or a new one."""
-    lines = _lines(journal)
-    if not lines:
+def _begun(journal: Path, settings: Any) -> set[str]:
+    """The cases that any process has done with the same settings; this one's journal is ready for more."""
+    done: set[str] = set()
+    for path in _journals(journal.parent):
+        for _, line in _lines(path):
+            if line.get("status") == "done":
+                done.add(line["case"])
+            elif line.get("config", settings) != settings:
+                difference = _difference(line["config"], settings)
+                raise MedsegError(f"{journal.parent} was begun with other settings: {difference}; take another folder")
+    if next(_lines(journal), None) is None:
         write_text(journal, json.dumps({"format": FORMAT, "config": settings}) + "\n")
-        return {}
-    if lines[0]["config"] != settings:
-        difference = _difference(lines[0]["config"], settings)
-        raise MedsegError(f"{journal.parent} was begun with other settings: {difference}; take another folder")
-    _cut(journal)
-    return {line["case"]: line for line in lines[1:]}
+    else:
+        _cut(journal)
+    return done
+
+
+def _journals(out: Path) -> list[Path]:
+    """One of each process that worked here; processes may be more or fewer than today."""
+    return sorted(Path(out).glob("journal*.jsonl"))
 
 
 def _cut(journal: Path) -> None:
@@ -175,20 +238,23 @@ def _difference(before: Any, now: Any) -> str:
     return f"{key} was {before.get(key, 'not there')!r}, now {now.get(key, 'not there')!r}"
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The journal's whole lines, settings first; none where there is no journal."""
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Where the journal's whole lines begin and what they say, settings first; none where there is no journal."""
+    start = 0
     try:
-        whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        lines = [json.loads(line) for line in whole]
-        if lines and (
-            lines[0]["format"] != FORMAT
-            or "config" not in lines[0]
-            or any({"case", "status"} - set(line) for line in lines[1:])
-        ):
-            raise ValueError("not written by this version")
-        return lines
+        with path.open("rb") as file:
+            for number, text in enumerate(file):
+                if not text.endswith(b"\n"):
+                    return
+                line = json.loads(text)
+                if (number == 0 and (line["format"] != FORMAT or "config" not in line)) or (
+                    number and {"case", "status"} - set(line)
+                ):
+                    raise ValueError("not written by this version")
+                yield start, line
+                start += len(text)
     except FileNotFoundError:
-        return []
+        return
     except OSError as error:
         raise MedsegError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:

@@ -5,6 +5,7 @@ Names of cases and structures are printed as they are: a `$` starts no formula.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from medseg_core.io import replacing
 
 CT_WINDOW_HU = (-160.0, 240.0)
 INK, MUTED, GRID, ACCENT, WARN = "#1f2933", "#66727f", "#e4e8ec", "#2f6f9f", "#c2571a"
+VOXELWISE = ("sensitivity", "specificity", "precision")
 LEGEND_ENTRIES = 12
 PANE_INCHES = 3.6
 
@@ -118,6 +120,30 @@ def ranking(
         keys = [Patch(color=colour, label=name) for name, colour in colours.items()]
         legend = figure.legend(handles=keys, loc="outside upper left", ncols=4, frameon=False, fontsize=8.5)
         _literal(legend.get_texts())
+    return figure
+
+
+def differences(entries: Sequence[Mapping[str, Any]], *, measure: str) -> Figure:
+    """Paired differences of structures, largest on top, with their intervals; what holds 0 is grey.
+
+    Args:
+        entries: of one measure, from `Evaluation.comparison`.
+    """
+    bars = sorted(entries, key=lambda entry: (entry["difference"], entry["name"]))
+    figure = Figure(figsize=(7.6, 1.1 + 0.19 * max(4, len(bars))), layout="constrained")
+    axes = figure.subplots()
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    for place, entry in enumerate(bars):
+        low, high = entry["low"], entry["high"]
+        colour = MUTED if not low * high > 0 else ACCENT if low > 0 else WARN
+        if math.isfinite(low):
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
+        axes.plot([entry["difference"]], [place], color=colour, marker="o", markersize=4)
+    axes.set_yticks(np.arange(len(bars)), [entry["name"] for entry in bars], fontsize=8)
+    _literal(axes.get_yticklabels())
+    axes.set_ylim(-0.7, len(bars) - 0.3)
+    axes.set_xlabel(f"difference of {title_of(measure)}, line: 95 % interval over cases", fontsize=9, parse_math=False)
+    _plain(axes, grid="x")
     return figure
 
 
@@ -314,15 +340,9 @@ def _within_unit(values: np.ndarray) -> bool:
 
 def title_of(measure: str) -> str:
     """A measure's column name as people read it: `hd95_mm` -> `HD95 (mm)`, `nsd_3mm` -> `NSD (3 mm)`."""
-    words = {
-        "dice": "Dice",
-        "iou": "IoU",
-        "sensitivity": "Sensitivity",
-        "specificity": "Specificity",
-        "precision": "Precision",
-    }
+    words = {"dice": "Dice", "iou": "IoU", "cldice": "clDice", "lesion_f1": "Lesion F1", "lesion_pq": "Lesion PQ"}
     head, _, unit = measure.rpartition("_")
-    if head in ("hd95", "assd"):
+    if head == "assd" or re.fullmatch(r"hd[\d.]*", head):
         return f"{head.upper()} ({unit})"
     if head == "nsd":
         number = unit.rstrip("abcdefghijklmnopqrstuvwxyzµ")
@@ -330,7 +350,10 @@ def title_of(measure: str) -> str:
     kind, _, side = head.partition("_")
     if kind in ("volume", "area") and side in ("ref", "pred"):
         return f"{'Ref.' if side == 'ref' else 'Pred.'} {kind} ({unit.replace('2', '²').replace('3', '³')})"
-    return f"{head.replace('_', ' ')} ({unit})" if unit in ("mm", "ml", "nm", "px") else words.get(measure, measure)
+    if unit in ("mm", "ml", "nm", "px", "nm2", "px2"):
+        head = head.capitalize() if head in ("missed", "invented") else head.replace("_", " ")
+        return f"{head} ({unit.replace('2', '²')})"
+    return words.get(measure, measure.replace("_", " ").capitalize() if head or measure in VOXELWISE else measure)
 
 
 def _plain(axes: Axes, *, grid: str = "y") -> None:

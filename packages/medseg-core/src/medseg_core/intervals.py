@@ -6,96 +6,55 @@ Tibshirani, An Introduction to the Bootstrap, 1993), and nan below two cases.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
 NUM_RESAMPLES = 2000
-
-Key = tuple[str, str]
-
-
-def resampled(num_cases: int, *, seed: int) -> np.ndarray:
-    """(2000, num_cases) float64: how often each case comes in each draw with replacement."""
-    rng = np.random.default_rng([seed, 0, 0, 0])
-    return rng.multinomial(num_cases, np.full(num_cases, 1 / max(num_cases, 1)), size=NUM_RESAMPLES).astype(float)
+BLOCK = 100  # draws at a time: 8 MB for ten thousand cases
 
 
-def interval(per_case: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Low and high end for the mean of `per_case` (N,), nan where a case has no value; `weights` from `resampled`."""
+def intervals(per_case: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Low and high ends (2, C) for the means of the columns of (N, C), nan where a case has no value.
+
+    The same cases are drawn for every column, so what is compared is drawn together.
+    """
+    num_cases, num_columns = per_case.shape
     there = np.isfinite(per_case)
-    if there.sum() < 2:
-        return math.nan, math.nan
-    drawn = weights @ there
-    means = (weights @ np.where(there, per_case, 0.0))[drawn > 0] / drawn[drawn > 0]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return float(low), float(high)
+    filled, counted = np.where(there, per_case, 0.0), there.astype(float)
+    rng = np.random.default_rng([seed, 0, 0, 0])
+    means = np.empty((NUM_RESAMPLES, num_columns))
+    for start in range(0, NUM_RESAMPLES, BLOCK):
+        drawn = rng.multinomial(num_cases, np.full(num_cases, 1 / max(num_cases, 1)), size=BLOCK).astype(float)
+        num = drawn @ counted
+        means[start : start + BLOCK] = np.divide(drawn @ filled, num, out=np.full_like(num, math.nan), where=num > 0)
+    ends = np.full((2, num_columns), math.nan)
+    for column in np.flatnonzero(there.sum(0) > 1):
+        known = means[:, column]
+        ends[:, column] = np.percentile(known[np.isfinite(known)], (2.5, 97.5))
+    return ends
 
 
-def values_of(rows: Iterable[Mapping[str, Any]], measure: str) -> dict[Key, float]:
-    """(case, structure) -> value, for the rows in which the measure is defined."""
-    return {(row["case"], row["name"]): row[measure] for row in rows if math.isfinite(row.get(measure, math.nan))}
+def case_means(values: np.ndarray, case: np.ndarray, num_cases: int) -> np.ndarray:
+    """(N,) mean of the finite values (R,) of each case, nan for a case of none; `case` (R,) holds their places."""
+    there = np.isfinite(values)
+    num = np.bincount(case[there], minlength=num_cases)
+    total = np.bincount(case[there], values[there], minlength=num_cases)
+    return np.divide(total, num, out=np.full(num_cases, math.nan), where=num > 0)
 
 
-def case_means(values: Mapping[Key, float]) -> dict[str, float]:
-    """Case -> mean over its structures."""
-    per_case: dict[str, list[float]] = {}
-    for (case, _), value in values.items():
-        per_case.setdefault(case, []).append(value)
-    return {case: float(np.mean(found)) for case, found in per_case.items()}
+def wilcoxon(gaps: np.ndarray) -> float:
+    """Two-sided p of Wilcoxon's signed-rank test over the cases' finite differences (N,); nan below two cases."""
+    gaps = gaps[np.isfinite(gaps)]
+    return math.nan if len(gaps) < 2 else float(stats.wilcoxon(gaps).pvalue) if gaps.any() else 1.0
 
 
-def summarise(
-    rows: Sequence[Mapping[str, Any]], measure: str, *, cases: Sequence[str], weights: np.ndarray
-) -> dict[str, float]:
-    """Mean, standard deviation (n - 1) and interval over cases, and how many values stand behind them.
-
-    Args:
-        rows: `case, name, status` and measures.
-        cases: all cases of the cohort, in the order of the columns of `weights`.
-        weights: from `resampled`, the same for everything that is to be compared.
-    """
-    values = values_of(rows, measure)
-    per_case = case_means(values)
-    means = np.array([per_case.get(case, math.nan) for case in cases])
-    there = means[np.isfinite(means)]
-    low, high = interval(means, weights)
-    return {
-        "mean": float(there.mean()) if len(there) else math.nan,
-        "std": float(there.std(ddof=1)) if len(there) > 1 else math.nan,
-        "low": low,
-        "high": high,
-        "n": len(values),
-        "n_cases": len(there),
-        **{f"n_{status}": sum(row["status"] == status for row in rows) for status in ("missed", "invented")},
-    }
-
-
-def compare(mine: Mapping[Key, float], theirs: Mapping[Key, float], *, seed: int = 0) -> dict[str, float]:
-    """Mine minus theirs over the (case, structure) pairs that both have; at least one is needed.
-
-    Differences are averaged per case, then over cases; p is two-sided, from Wilcoxon's signed-rank test over cases.
-
-    Returns:
-        `mean`, `mean_other`, `difference`, `low`, `high`, `p` (these three nan below two cases), `n_cases`, `n` pairs,
-        and `n_alone`: values without a partner, such as a structure that only one side invented.
-    """
-    shared = mine.keys() & theirs.keys()
-    means, means_other = (case_means({key: values[key] for key in shared}) for values in (mine, theirs))
-    cases = sorted(means)
-    gaps = np.array([means[case] - means_other[case] for case in cases])
-    low, high = interval(gaps, resampled(len(cases), seed=seed))
-    p = math.nan if len(gaps) < 2 else float(stats.wilcoxon(gaps).pvalue) if gaps.any() else 1.0
-    return {
-        "mean": float(np.mean(list(means.values()))),
-        "mean_other": float(np.mean(list(means_other.values()))),
-        "difference": float(gaps.mean()),
-        "low": low,
-        "high": high,
-        "p": p,
-        "n_cases": len(cases),
-        "n": len(shared),
-        "n_alone": len(mine.keys() ^ theirs.keys()),
-    }
+def holm(p: np.ndarray) -> np.ndarray:
+    """p-values of a family of tests, corrected for their number (Holm, 1979); nan stays, and is no test."""
+    corrected = np.full(len(p), math.nan)
+    order = [int(i) for i in np.argsort(p) if math.isfinite(p[i])]
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p[i]))
+        corrected[i] = largest
+    return corrected

@@ -1,4 +1,4 @@
-"""Label maps as people keep them: files of ids, folders with a mask a structure, released cases; by case name."""
+"""Label maps as people keep them: files and pictures of ids, folders of masks, released cases; by case name."""
 
 import json
 import logging
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from medseg_core.errors import MedsegError
-from medseg_core.io import case_name, read_grid, read_volume, write_text
+from medseg_core.io import SUFFIXES, case_name, is_picture, read_grid, read_picture, read_volume, write_text
 from medseg_core.join import join_masks
-from medseg_core.volume import Volume
+from medseg_core.volume import Picture, Volume
 
 LARGEST_ID = 2**16 - 1
 NAMES_FILE = "labels.json"
@@ -29,8 +29,8 @@ class LabelMap:
 
     Args:
         case: its name.
-        path: a multilabel file, or a folder of masks.
-        masks: structure -> file, for a folder; None for a multilabel file.
+        path: a multilabel file or picture, or a folder of masks.
+        masks: structure -> file, for a folder; None for a file.
         ids: structure -> id in the file, from the `labels.json` beside it; None where there is none, or for a folder.
     """
 
@@ -49,52 +49,81 @@ class LabelMap:
         """As `annotated`, but empty where the files do not say."""
         return self.annotated or frozenset()
 
-    def read(self, ids: Mapping[str, int]) -> Volume:
-        """One volume of the wanted ids, background 0.
+    def read(self, ids: Mapping[str, int] | None = None) -> Volume | Picture:
+        """As `read_audited`; overlaps and ids without a name are told in the log."""
+        held, found = self.read_audited(ids)
+        if found.overlap:
+            log.warning("%s: %d voxels lie in two masks; the one with the larger id has them", self.path, found.overlap)
+        if found.unnamed:
+            log.warning("%s: no name for %s in %s; taken as background", self.path, list(found.unnamed), NAMES_FILE)
+        return held
 
-        A folder's masks take their id by name; where two overlap the larger id is kept and the log says so. A
-        multilabel file with a `labels.json` beside it is translated by name, and ids that are not wanted become 0;
-        without one its ids are taken as they are.
+    def read_audited(self, ids: Mapping[str, int] | None = None) -> tuple[Volume | Picture, "Found"]:
+        """One volume or picture of the wanted ids, background 0.
+
+        A folder's masks take their id by name; where two overlap the larger id is kept. A multilabel file with a
+        `labels.json` beside it is translated by name, and ids that are not wanted become 0; without one its ids are
+        taken as they are.
 
         Args:
-            ids: structure -> wanted id, 1 to 65535.
+            ids: structure -> wanted id, 1 to 65535; None takes a file's ids as they are stored.
 
         Returns:
-            Voxels uint8, or uint16 for ids above 255, on the file's own grid.
+            Ids in uint8, or uint16 above 255, on the file's own grid.
 
         Raises:
-            MedsegError: an unreadable file, masks that do not lie on one grid or are not 0 and 1, or labels that are
-                negative or no whole numbers.
+            MedsegError: an unreadable file, masks that do not lie on one grid or are not 0 and 1, labels that are
+                negative or no whole numbers, a picture in colour, or a folder without ids for its names.
         """
         if self.masks is not None:
             return self._join(ids)
-        volume = read_volume(self.path)
-        stored = _whole_numbers(volume.voxels, self.path)
-        if self.ids is None:
-            return volume.like(stored)
+        if not is_picture(self.path):
+            volume = read_volume(self.path)
+            stored, found = self._translated(_whole_numbers(volume.voxels, self.path), ids)
+            return volume.like(stored), found
+        picture = read_picture(self.path)
+        if picture.pixels.ndim != 2:
+            raise MedsegError(f"{self.path} is a picture in colour where a label map has one id a pixel; decode it")
+        stored, found = self._translated(_whole_numbers(picture.pixels, self.path), ids)
+        return Picture(stored, picture.pixel_nm), found
+
+    def _translated(self, stored: np.ndarray, ids: Mapping[str, int] | None) -> tuple[np.ndarray, "Found"]:
+        if self.ids is None or ids is None:
+            return stored, Found()
         present = np.flatnonzero(np.bincount(stored.ravel(order="K")))
         unnamed = sorted(set(present.tolist()) - set(self.ids.values()) - {0})
-        if unnamed:
-            log.warning("%s: no name for %s in %s; taken as background", self.path, unnamed, NAMES_FILE)
         table = np.zeros(max(present.max(), *self.ids.values(), 0) + 1, _id_type(max(ids.values(), default=0)))
         for name, stored_id in self.ids.items():
             table[stored_id] = ids.get(name, 0)
-        return volume.like(table[stored])
+        return table[stored], Found(unnamed=tuple(unnamed))
 
-    def _join(self, ids: Mapping[str, int]) -> Volume:
+    def _join(self, ids: Mapping[str, int] | None) -> tuple[Volume, "Found"]:
         assert self.masks is not None
+        if ids is None:
+            raise MedsegError(f"{self.path} is a folder of masks, which have names and no ids; give a class list")
         grid = read_grid(next(iter(self.masks.values())))
         joined = join_masks({ids[name]: file for name, file in self.masks.items() if name in ids}, grid)
-        if joined.overlaps:
-            shared = sum(joined.overlaps.values())
-            log.warning("%s: %d voxels lie in two masks; the one with the larger id has them", self.path, shared)
-        return Volume(joined.layers[0], grid.affine)
+        return Volume(joined.layers[0], grid.affine), Found(overlap=sum(joined.overlaps.values()))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a label map cannot say with one id a voxel.
+
+    Args:
+        overlap: voxels that lie in two masks.
+        unnamed: ids of a file that the `labels.json` beside it does not name; they were taken as background.
+    """
+
+    overlap: int = 0
+    unnamed: tuple[int, ...] = ()
 
 
 def find_label_maps(root: Path, *, names: Collection[str] = ()) -> dict[str, LabelMap]:
     """The label maps under a path, by case name, sorted.
 
-    Taken are a single file; a folder of multilabel files (`s0001.nii.gz`); of folders of masks (`s0001/liver.nii.gz`);
+    Taken are a single file or picture; a folder of multilabel files (`s0001.nii.gz`, `s0001.png`); of folders of masks
+    (`s0001/liver.nii.gz`);
     of released cases (`s0001/segmentations/liver.nii.gz`, which wins over all else in that folder); and one such case.
 
     Args:
@@ -104,19 +133,18 @@ def find_label_maps(root: Path, *, names: Collection[str] = ()) -> dict[str, Lab
         MedsegError: nothing of the kind there, or two forms of the same case.
     """
     root = Path(root)
-    if root.is_file():
-        return {case_name(root): _from_file(root)}
-    if not root.is_dir():
+    if not root.exists():
         raise MedsegError(f"there is no file or folder {root}")
-    if root.name == "segmentations" or (root / "segmentations").is_dir() or _all_named(root, names):
-        return {_case_of(root): _from_folder(_case_of(root), root)}
+    if root.is_file() or (root / "segmentations").is_dir() or root.name == "segmentations" or _all_named(root, names):
+        one = label_map(root)
+        return {one.case: one}
     found: dict[str, LabelMap] = {}
     for entry in sorted(root.iterdir()):
         if entry.name.startswith(".") or entry.name == NO_CASE:
             continue
         if entry.is_dir() and (_files(entry) or _files(entry / "segmentations")):
             one = _from_folder(entry.name, entry)
-        elif entry.name.endswith((".nii.gz", ".nii")):
+        elif entry.is_file() and entry.name.lower().endswith(SUFFIXES):
             one = _from_file(entry)
         else:
             continue
@@ -126,8 +154,15 @@ def find_label_maps(root: Path, *, names: Collection[str] = ()) -> dict[str, Lab
             )
         found[one.case] = one
     if not found:
-        raise MedsegError(f"{root} holds no label maps; it takes case.nii.gz, case/liver.nii.gz or case/segmentations/")
+        kinds = "case.nii.gz, case.png, case/liver.nii.gz or case/segmentations/"
+        raise MedsegError(f"{root} holds no label maps; it takes {kinds}")
     return found
+
+
+def label_map(path: Path) -> LabelMap:
+    """The label map of one case: a file, a picture, or a folder of masks (with `segmentations` in it, or not)."""
+    path = Path(path)
+    return _from_folder(_case_of(path), path) if path.is_dir() else _from_file(path)
 
 
 def read_labels(path: Path) -> dict[int, str]:

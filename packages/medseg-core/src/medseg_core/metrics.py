@@ -2,17 +2,22 @@
 
 What stands for a structure that is empty on one side or on both:
 
-| status     | mask | label | dice, iou | sensitivity | precision | specificity, accuracy | hd, hd95, assd | nsd |
-|------------|------|-------|-----------|-------------|-----------|-----------------------|----------------|-----|
-| `both`     | yes  | yes   | number    | number      | number    | number                | number         | number |
-| `missed`   | no   | yes   | 0         | 0           | nan       | number                | nan            | 0   |
-| `invented` | yes  | no    | 0         | nan         | 0         | number                | nan            | 0   |
-| `absent`   | no   | no    | nan       | nan         | nan       | nan                   | nan            | nan |
+| measure                                   | both   | missed      | invented    | absent |
+|-------------------------------------------|--------|-------------|-------------|--------|
+| dice, iou, nsd, cldice, lesion_f1         | number | 0           | 0           | nan    |
+| sensitivity (of voxels, lesions, courses) | number | 0           | nan         | nan    |
+| precision (of voxels, lesions, courses)   | number | nan         | 0           | nan    |
+| specificity, accuracy                     | number | number      | number      | nan    |
+| volume_difference                         | number | -1          | nan         | nan    |
+| hd, hd95, assd, `empty="undefined"`       | number | nan         | nan         | nan    |
+| hd, hd95, assd, `empty="worst"`           | number | diagonal    | diagonal    | nan    |
 
-nan means that the number does not exist (0/0, or a distance to nothing). It is left out of a mean, never put in as 0 or
-as 1, so a mean stands beside its number of values and of missed and invented structures: a distance cannot show that a
-structure was missed, the count does. `absent` has no number, or an empty mask would score well on all that a scan does
-not show. Specificity and accuracy are close to 1 wherever the background is large.
+`missed` is on the label only, `invented` on the mask only, `absent` on neither. nan means that the number does not
+exist (0/0, or a distance to nothing). It is left out of a mean, never put in as 0 or as 1, so a mean stands beside its
+number of values and of missed and invented structures: a distance cannot show that a structure was missed, the count
+does. Who wants one number that shows it takes the policy "worst", as challenges do: the array's diagonal, which no
+distance exceeds. `absent` has no number, or an empty mask would score well on all that a scan does not show.
+Specificity and accuracy are close to 1 wherever the background is large.
 """
 
 from collections.abc import Iterable
@@ -75,12 +80,13 @@ def count(mask: np.ndarray, label: np.ndarray, *, ids: Iterable[int] | None = No
 
 
 def scores(counts: Counts) -> dict[str, np.ndarray]:
-    """Scores of each label, (L,) float64 in [0, 1], nan where one does not exist (see the table of this module).
+    """Scores of each label, (L,) float64, nan where one does not exist (see the table of this module).
 
     Returns:
-        `dice` 2 both / (mask + label), `iou` both / either, `sensitivity` both / label, `specificity` the share of the
-        voxels outside the label that are outside the mask, `precision` both / mask, `accuracy` the share of all voxels
-        on which the sides agree.
+        In [0, 1]: `dice` 2 both / (mask + label), `iou` both / either, `sensitivity` both / label, `specificity` the
+        share of the voxels outside the label that are outside the mask, `precision` both / mask, `accuracy` the share
+        of all voxels on which the sides agree. From -1 up: `volume_difference` (mask - label) / label,
+        0 where sizes are equal.
     """
     both, mask, label = (part.astype(np.float64) for part in (counts.both, counts.mask, counts.label))
     either = mask + label - both
@@ -92,6 +98,7 @@ def scores(counts: Counts) -> dict[str, np.ndarray]:
         "specificity": _share(neither, counts.total - label),
         "precision": _share(both, mask),
         "accuracy": _share(both + neither, np.full_like(both, counts.total)),
+        "volume_difference": _share(mask - label, label),
     }
 
 

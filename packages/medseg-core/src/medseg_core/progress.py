@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from medseg_core.distributed import place
+
 T = TypeVar("T")
 LOG_SECONDS = 30.0
 
@@ -30,6 +32,9 @@ def track(items: Iterable[T], what: str, *, total: int | None = None) -> Iterato
         total: how many, where `items` has no length.
     """
     total = len(items) if total is None and isinstance(items, Sized) else total
+    if place()[0]:  # the first of many processes speaks for all
+        yield from items
+        return
     console = Console(stderr=True)
     if not (console.is_terminal or console.is_jupyter):
         yield from _logged(items, what, total)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jinja2 import Environment
@@ -19,7 +19,6 @@ from plotly.offline import get_plotlyjs
 from medseg_core import figures
 from medseg_core.errors import MedsegError
 from medseg_core.evaluate import Evaluation
-from medseg_core.intervals import case_means, values_of
 from medseg_core.io import write_text
 from medseg_core.scene import CONFIG
 
@@ -28,11 +27,14 @@ MAX_WIDTH_PX = 1600
 HEAVY_BYTES = 700_000
 MAX_CASES = 300
 SPARE_BYTES = 200_000
-SIZES = ("volume_", "area_")
+SIZES = ("volume_ref", "volume_pred", "area_ref", "area_pred")
+COUNTS = ("lesions_", "missed_", "invented_")
+NUM_WORST = 4  # overlays, beside those of the median and the best case
 TEMPLATE = "report.html.j2"
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Table = dict[str, Any]
 
 
@@ -53,7 +55,7 @@ def write_report(
     if not evaluation.rows:
         raise MedsegError("the evaluation has no row: no structure is on either side of any case; check the labels")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": _number, "measure": figures.title_of}
+    environment.filters |= {"number": _number, "signed": _signed, "measure": figures.title_of}
     template = environment.from_string(files("medseg_core").joinpath(TEMPLATE).read_text(encoding="utf-8"))
     summary = evaluation.summary()
     page = _numbers(evaluation, summary) | _drawn(evaluation, summary) | {"title": title, "notes": list(notes)}
@@ -98,6 +100,9 @@ def _numbers(evaluation: Evaluation, summary: Sequence[Mapping[str, Any]]) -> di
         "baselines": [_beside(evaluation, name, main) for name in evaluation.baselines],
         "cases": _cases(evaluation, main)[:MAX_CASES],
         "about": evaluation.about,
+        "audit": evaluation.audit,
+        "rival": evaluation.rival,
+        "comparison": _comparison(evaluation, main),
         "rates": figures.detection_rates(evaluation.rows) if main == "dice" else {},
     }
 
@@ -125,9 +130,21 @@ def _beside(evaluation: Evaluation, name: str, main: str) -> Table:
     return {"name": name, "overall": overall, "gap": gap}
 
 
+def _comparison(evaluation: Evaluation, main: str) -> dict[str, Any]:
+    """The rival, measure by measure and structure by structure; empty without one."""
+    if not evaluation.rival:
+        return {}
+    found = evaluation.comparison(evaluation.baselines[evaluation.rival])
+    hidden = ("specificity", *(measure for measure in evaluation.measures if measure.startswith(SIZES)))
+    overall = [entry for entry in found if entry["kind"] in ("all", "case") and entry["measure"] not in hidden]
+    structures = [entry for entry in found if (entry["kind"], entry["measure"]) == ("structure", main)]
+    picture = _encoded(figures.differences(structures, measure=main)) if len(structures) > 1 else ""
+    return {"overall": overall, "structures": structures, "picture": picture}
+
+
 def _cases(evaluation: Evaluation, main: str) -> list[Table]:
     """Per case its mean, its misses and its own measures, lowest mean first."""
-    means = case_means(values_of([row for row in evaluation.rows if row["name"]] or evaluation.rows, main))
+    means = evaluation.case_means(main)
     tables: dict[str, Table] = {
         case: {"name": case, "mean": means.get(case, math.nan), "n": 0, "missed": 0, "invented": 0, "own": {}}
         for case in evaluation.cases
@@ -145,21 +162,13 @@ def _drawn(evaluation: Evaluation, summary: Sequence[Mapping[str, Any]]) -> dict
     """What the page shows in pictures."""
     named = [row for row in evaluation.rows if row["name"]] or list(evaluation.rows)
     main = "dice" if "dice" in evaluation.measures else evaluation.measures[0]
-    shown = [m for m in evaluation.measures if not m.startswith((*SIZES, "specificity"))]
+    shown = [m for m in evaluation.measures if not m.startswith((*SIZES, "specificity", *COUNTS))]
     several = sum(entry["kind"] == "structure" and entry["measure"] == main for entry in summary) > 1
     ranked = sorted((case for case in _cases(evaluation, main) if case["n"]), key=lambda case: case["mean"])
-    picked = {}
-    if ranked:
-        picked = {"worst": ranked[0]["name"], "median": ranked[(len(ranked) - 1) // 2]["name"]}
     overlays = [
-        {
-            "word": word,
-            "case": case,
-            "mean": next(c["mean"] for c in ranked if c["name"] == case),
-            "uri": _embedded(path),
-        }
-        for word, case in picked.items()
-        if (path := evaluation.pictures.get(case)) and (word == "worst" or case != picked["worst"])
+        {"word": word, "case": case["name"], "mean": case["mean"], "uri": _embedded(evaluation.pictures[case["name"]])}
+        for word, case in shown_cases(ranked).items()
+        if case["name"] in evaluation.pictures
     ]
     return {
         "detection": _encoded(figures.detection(named)) if main == "dice" else "",
@@ -168,6 +177,16 @@ def _drawn(evaluation: Evaluation, summary: Sequence[Mapping[str, Any]]) -> dict
         "overlays": overlays,
         "worst": evaluation.worst,
     }
+
+
+def shown_cases(ranked: Sequence[T]) -> dict[str, T]:
+    """The cases that people look at, of all from the worst to the best: in words -> case, each once."""
+    words = ["worst", *(f"{n + 1}{'nd' if n == 1 else 'rd' if n == 2 else 'th'} worst" for n in range(1, NUM_WORST))]
+    places = dict(zip(range(len(ranked)), words, strict=False))
+    if ranked:
+        places.setdefault((len(ranked) - 1) // 2, "median")
+        places.setdefault(len(ranked) - 1, "best")
+    return {places[place]: ranked[place] for place in sorted(places)}
 
 
 def _surfaces(evaluation: Evaluation) -> Markup:
@@ -207,6 +226,10 @@ def _embedded(picture: Path) -> str:
 
 def _uri(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _signed(value: float | None) -> str:
+    return _number(value) if value is None or not np.isfinite(value) or value < 0 else f"+{_number(value)}"
 
 
 def _number(value: float | None) -> str:

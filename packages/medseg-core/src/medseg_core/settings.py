@@ -97,3 +97,25 @@ class AugmentConfig:
     )
     blur_chance: float | None = setting(None, "Chance to blur, as a softer kernel does.", low=0, high=1)
     blur_voxels: float | None = setting(None, "Largest standard deviation of the blur, in voxels.", low=0, high=10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Scores."""
+
+    measures: tuple[str, ...] = setting(
+        ("overlap", "surface"), "Kinds of measures: overlap,surface,centreline (clDice of tubes),lesions."
+    )
+    tolerance: float = setting(3.0, "How far surfaces may lie apart to agree (NSD), in mm, nm or pixels.", low=0)
+    percentile: float = setting(95.0, "Of the Hausdorff distance.", low=0, high=100)
+    convention: Literal["voxel", "surface"] = setting(
+        "voxel", "Where a surface lies: voxel as MONAI and MedPy, surface as surface-distance; numbers differ."
+    )
+    empty: Literal["undefined", "worst"] = setting(
+        "undefined", "Distances of what is missed or invented: left out and counted, or the image's diagonal."
+    )
+    connectivity: int | None = setting(None, "Neighbours that join a lesion: 6, 18 or 26, in 2D 4 or 8; none is all.")
+    min_iou: float = setting(0.0, "Least overlap that finds a lesion, 0 for any voxel.", low=0, high=1)
+    missing: Literal["empty", "ignore"] = setting("empty", "No reference file: empty, or not annotated and not scored.")
+    anonymous: bool = setting(False, "Number the cases instead of naming them.")
+    workers: int = setting(0, "Processes that score cases, 0 for one a core.", low=0, exact=False)

@@ -21,6 +21,7 @@ In 2D a pixel has four neighbours; in a 3D array of one plane it has six, two of
 the table in `medseg_core.metrics`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import permutations, product
 
@@ -33,6 +34,7 @@ from medseg_core.metrics import checked_ids, checked_pair
 from medseg_core.nearest import distances
 
 CONVENTIONS = ("voxel", "surface")
+POLICIES = ("undefined", "worst")
 MEASURES = ("hd", "hd95", "assd", "nsd")
 PIECE = 512  # voxels looked at together
 ROUNDING = 1e-6  # of the tolerance: spacings come from float32 headers, and 30 x 0.1 mm is meant to lie within 3 mm
@@ -66,6 +68,7 @@ def surface_metrics(
     tolerance_mm: float | Sequence[float] = 3.0,
     percentile: float = 95.0,
     convention: str = "voxel",
+    empty: str = "undefined",
 ) -> dict[str, np.ndarray]:
     """Surface distances of each structure; the text of this module defines them.
 
@@ -77,10 +80,11 @@ def surface_metrics(
         tolerance_mm: of `nsd`, in the unit of the spacing; one for all structures, or one for each of `ids`.
         percentile: what `hd95` takes instead of 95.
         convention: "voxel" or "surface".
+        empty: the distances of a structure on one side only: "undefined" (nan) or "worst" (the array's diagonal).
 
     Returns:
         `hd`, `hd95`, `assd` in the unit of the spacing and `nsd` in [0, 1], each (L,) float64 in the order of `ids`.
-        A structure on one side only has nan distances and nsd 0, one on neither side nan.
+        A structure on one side only has nsd 0 and distances by `empty`, one on neither side nan.
 
     Raises:
         MedsegError: arrays of different shape, not label maps, or a spacing, tolerance, percentile, id or convention
@@ -89,7 +93,7 @@ def surface_metrics(
     mask, label = checked_pair(mask, label)
     chosen = checked_ids(ids)
     tolerances = np.broadcast_to(np.asarray(tolerance_mm, np.float64), len(chosen))
-    _check(mask.ndim, chosen, spacing, tolerances, percentile, convention)
+    _check(mask.ndim, chosen, spacing, tolerances, percentile, convention, empty)
     edges = np.asarray(spacing[::-1] if in_fortran_order(mask) else spacing, np.float64)
     edges = np.concatenate([np.ones(3 - len(edges)), edges])
     by_area = convention == "surface"
@@ -105,7 +109,8 @@ def surface_metrics(
             gaps = distances(a[0], b[0], grid, edges), distances(b[0], a[0], grid, edges)
             row[:] = _measures(gaps, (a[1], b[1]), tolerance, percentile, rank)
         elif len(a[0]) or len(b[0]):
-            row[MEASURES.index("nsd")] = 0.0
+            farthest = math.hypot(*np.multiply(mask.shape, spacing)) if empty == "worst" else math.nan
+            row[:] = farthest, farthest, farthest, 0.0
     return dict(zip(MEASURES, found.T.copy(), strict=True))
 
 
@@ -116,9 +121,12 @@ def _check(
     tolerances: np.ndarray,
     percentile: float,
     convention: str,
+    empty: str,
 ) -> None:
     if convention not in CONVENTIONS:
         raise MedsegError(f"convention {convention!r} is not one of {CONVENTIONS}{meant(convention, CONVENTIONS)}")
+    if empty not in POLICIES:
+        raise MedsegError(f"empty {empty!r} is not one of {POLICIES}{meant(empty, POLICIES)}")
     if (ids == 0).any():
         raise MedsegError("id 0 is the background, which has no surface of its own; leave it out of ids")
     if len(spacing) != num_axes or not all(0 < edge < np.inf for edge in spacing):

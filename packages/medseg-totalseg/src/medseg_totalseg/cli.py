@@ -118,6 +118,9 @@ def evaluate(
     images: Annotated[
         Path | None, typer.Option("--images", metavar="DIR", help="Scans to lay under the overlays.")
     ] = None,
+    compare: Annotated[
+        Path | None, typer.Option("--compare", metavar="PRED2", help="Masks of another model, for a paired comparison.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="DATA", help="Predict these cases first, with --model.")
     ] = None,
@@ -131,15 +134,15 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score PRED against REF, or a RUN on DATA: tables, pictures, surfaces in 3D, one offline report.html."""
-    from medseg_totalseg.evaluate import evaluate_files, evaluate_run, headline
+    from medseg_totalseg.evaluate import evaluate_files, evaluate_run
 
     if data and model and not (pred or ref):
         evaluation, failed = evaluate_run(data, model, out, config, split=split, overwrite=overwrite)
     elif pred and ref and not (data or model):
-        evaluation, failed = evaluate_files(pred, ref, out, config, images=images, overwrite=overwrite)
+        evaluation, failed = evaluate_files(pred, ref, out, config, images=images, compare=compare, overwrite=overwrite)
     else:
         raise MedsegError("evaluate takes PRED and REF, or --data DATA with --model RUN, and not both")
-    tell({**headline(evaluation), "report": str(out / "report.html")}, as_json=as_json)
+    tell({**evaluation.headline(), "report": str(out / "report.html")}, as_json=as_json)
     tell_failures(failed)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medseg_totalseg.evaluate import evaluate_run, headline
+from medseg_totalseg.evaluate import evaluate_run
 from medseg_totalseg.phantom import PHANTOM_LABELS, phantom
 from medseg_totalseg.settings import EvaluateConfig, TotalsegConfig
 from medseg_totalseg.train import train
@@ -28,4 +28,4 @@ def demo(out: Path, *, quick: bool = False) -> Mapping[str, Any]:
     )
     train(data, out / "run", config, resume="last")
     evaluation, _ = evaluate_run(data, [out / "run"], out, EvaluateConfig(), overwrite=True)
-    return {**headline(evaluation), "report": str(out / "report.html"), "minutes": (time.monotonic() - begun) / 60}
+    return {**evaluation.headline(), "report": str(out / "report.html"), "minutes": (time.monotonic() - begun) / 60}

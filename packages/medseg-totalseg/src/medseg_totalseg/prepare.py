@@ -9,10 +9,9 @@ CACHE/<case>/about.json         source grid, voxels per id, overlaps, annotated 
 
 import json
 import logging
-import multiprocessing
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from medseg_core.cases import Case
-from medseg_core.cohort import Outcome, for_each
+from medseg_core.cohort import Outcome, for_each, processes
 from medseg_core.config import as_dict
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_grid, read_volume, write_text
@@ -108,7 +107,7 @@ def prepare(data: Path, out: Path, config: PrepareConfig, *, executor: Executor 
     plan = _Plan(labels, _spacing(cases, out, config), config.missing)
     if not is_cache(out):
         _write_dataset(out, plan, {})
-    pool = _pool(config.workers) if executor is None and config.workers > 1 else nullcontext(executor)
+    pool = processes(config.workers) if executor is None and config.workers > 1 else nullcontext(executor)
     with pool as chosen:
         outcome = for_each(cases, partial(_prepare_case, out=out, plan=plan), out=out, config=settings, executor=chosen)
     _write_dataset(out, plan, {"failed": dict(outcome.failed), **_summary(cases, outcome, out)})
@@ -190,10 +189,6 @@ def _spacing(cases: Sequence[Case], out: Path, config: PrepareConfig) -> tuple[f
         raise MedsegError(wrong[0] if len(wrong) == 1 else f"none of {len(wrong)} scans can be read; first: {wrong[0]}")
     x, y, z = np.round(np.median(found, axis=0), 4).tolist()
     return x, y, z
-
-
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"))
 
 
 def _about(case: Case, ct: Volume, joined: Joined) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from medseg_core.config import setting
-from medseg_core.settings import AugmentConfig, TrainConfig
+from medseg_core.settings import AugmentConfig, ScoreConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +62,8 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(ScoreConfig):
     """Evaluation."""
 
     labels: str = setting("official", "Class list: official (v2: 117 names, v1: 104), folder, or a FILE.")
     structures: tuple[str, ...] = setting((), "Only these structures or groups: liver,spleen,vessels.")
-    missing: Literal["empty", "ignore"] = setting("empty", "No reference file: empty, or not annotated and not scored.")
-    anonymous: bool = setting(False, "Number the cases instead of naming them.")

@@ -1,0 +1,246 @@
+"""Folders of masks held against folders of labels: paired by name, scored case by case, told in one report."""
+
+import logging
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from medseg_core.audit import Audit
+from medseg_core.cases import Case
+from medseg_core.cohort import answers, clear_journal, for_each, processes
+from medseg_core.config import as_dict
+from medseg_core.distributed import place
+from medseg_core.errors import MedsegError
+from medseg_core.evaluate import Evaluation, named_once, write_tables
+from medseg_core.gallery import draw_overlay, surfaces_of
+from medseg_core.io import SUFFIXES, case_name
+from medseg_core.labelmaps import LabelMap, find_label_maps
+from medseg_core.report import shown_cases, write_report
+from medseg_core.scoring import EMPTY, LABEL, MODEL, RIVAL, how_of, read_pair, rows_of, score_case
+from medseg_core.settings import ScoreConfig
+from medseg_core.table import Rows
+
+REPORT = "report.html"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Who is scored against whom, and what came of looking for partners."""
+
+    cases: Sequence[Case]
+    labels: Mapping[int, str] | None
+    rival: str
+    notes: Sequence[str]
+
+
+def evaluate_folders(
+    pred: Path,
+    ref: Path,
+    out: Path,
+    config: ScoreConfig,
+    *,
+    labels: Mapping[int, str] | None = None,
+    compare: Path | None = None,
+    images: Path | Mapping[str, Path] | None = None,
+    groups: Mapping[str, str] | None = None,
+    only: Collection[str] | None = None,
+    executor: Executor | None = None,
+    overwrite: bool = False,
+    title: str = "",
+    notes: Sequence[str] = (),
+    pictures: Sequence[Path] = (),
+) -> tuple[Evaluation, Mapping[str, str]]:
+    """Scores every case that PRED and REF share, into tables, `summary.json` and `report.html` under `out`.
+
+    Goes on where an interrupted call stopped; a bad case costs only itself. Under torchrun the processes share the
+    cases, and the first of them writes the report.
+
+    Args:
+        pred, ref: volumes, pictures, folders of masks or released cases, paired by name; see `find_label_maps`.
+        labels: id -> name; None takes the names that folders or `labels.json` bring, else ids as they are stored.
+        compare: masks of another model on the same cases, to be compared measure by measure.
+        images: what lies under the overlays: a folder, or files by case; nnU-Net's `case_0000` belongs to `case`.
+        groups: structure -> group.
+        only: cases to look at; None takes all.
+        executor: scores the cases, any of `concurrent.futures`, instead of `config.workers` processes.
+        title, notes, pictures: of the report.
+
+    Returns:
+        The evaluation, and what went wrong by case.
+
+    Raises:
+        MedsegError: nothing to pair, or an output in use.
+    """
+    out = Path(out)
+    plan = _plan(Path(pred), Path(ref), labels, compare=compare, images=images, only=only)
+    _make_ready(out, overwrite=overwrite)
+    settings = {"pred": str(pred), "ref": str(ref), "compare": str(compare or ""), **as_dict(config)}
+    settings |= {"labels": {str(i): name for i, name in (plan.labels or {}).items()}, "only": sorted(only or ())}
+    settings.pop("workers")
+    work = partial(score_case, labels=plan.labels, config=config)
+    with _pool(config.workers, len(plan.cases)) if executor is None else nullcontext(executor) as pool:
+        outcome = for_each(plan.cases, work, out=out, config=settings, executor=pool)
+    evaluation, alias = _gathered(out, plan, config, groups or {})
+    if place()[0]:
+        return evaluation, outcome.failed
+    evaluation = replace(evaluation, **_looks(evaluation, plan, config, alias, out))
+    write_tables(evaluation, out)
+    told = [*notes, *plan.notes, *(_failure(case, why, alias, config) for case, why in outcome.failed.items())]
+    if not evaluation.rows:
+        why = next(iter(outcome.failed.values()), "no structure is on either side of any case; check the labels")
+        raise MedsegError(f"nothing could be scored in {len(plan.cases)} cases; first: {why}")
+    title = title or f"{Path(pred).name} against {Path(ref).name}"
+    write_report(out, evaluation, title=title, pictures=pictures, notes=told)
+    return evaluation, outcome.failed
+
+
+def _plan(
+    pred: Path,
+    ref: Path,
+    labels: Mapping[int, str] | None,
+    *,
+    compare: Path | None,
+    images: Path | Mapping[str, Path] | None,
+    only: Collection[str] | None,
+) -> _Plan:
+    true = {case: found for case, found in find_label_maps(ref).items() if only is None or case in only}
+    mine = _paired_if_single(find_label_maps(pred), true)
+    theirs = _paired_if_single(find_label_maps(Path(compare)), true) if compare else {}
+    chosen = named_once(labels) if labels is not None else _names_of([*true.values(), *mine.values()])
+    shared = sorted(true.keys() & mine.keys() & (theirs.keys() if compare else true.keys()))
+    if not shared:
+        raise MedsegError(f"{pred} and {ref} share no case name: {_some(mine)} against {_some(true)}")
+    scans = _images(images, shared)
+    cases = []
+    for case in shared:
+        files = {MODEL: mine[case].path, LABEL: true[case].path} | scans.get(case, {})
+        cases.append(Case(case, files | ({RIVAL: theirs[case].path} if compare else {})))
+    notes = _without_partner(mine, true, pred, ref) + (_without_partner(theirs, true, compare, ref) if compare else [])
+    rival = ""
+    if compare:
+        rival = Path(compare).name if Path(compare).name not in (pred.name, EMPTY) else str(compare)
+    return _Plan(cases, chosen, rival, notes)
+
+
+def _names_of(found: Sequence[LabelMap]) -> dict[int, str] | None:
+    """id -> name from a `labels.json` beside label maps, else the names of masks, numbered; None where none are."""
+    listed = [one.ids for one in found if one.ids]
+    if listed:
+        return named_once({i: name for name, i in listed[0].items()})
+    names = sorted({name for one in found for name in one.names()})
+    return dict(enumerate(names, 1)) or None
+
+
+def _images(images: Path | Mapping[str, Path] | None, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """Case -> its image, by role: a `ct` is shown in the window of soft tissue."""
+    if images is None:
+        return {}
+    if not isinstance(images, Mapping):
+        folder = Path(images)
+        if not folder.is_dir():
+            raise MedsegError(f"there is no folder {folder} of images")
+        files = (file for file in sorted(folder.iterdir()) if file.name.lower().endswith(SUFFIXES))
+        images = {file.parent.name: file for file in folder.glob("*/ct.nii.gz")} | {case_name(f): f for f in files}
+    found = {case: images.get(case) or images.get(f"{case}_0000") for case in cases}
+    return {case: {"ct" if file.name.startswith("ct.") else "image": file} for case, file in found.items() if file}
+
+
+def _make_ready(out: Path, *, overwrite: bool) -> None:
+    """A folder that this command began goes on; a finished one, and other people's files, stay unless asked for."""
+    if overwrite:
+        clear_journal(out)
+        (out / REPORT).unlink(missing_ok=True)
+    elif (out / REPORT).exists():
+        raise MedsegError(f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out")
+    elif out.is_dir() and any(out.iterdir()) and not any(out.glob("journal*.jsonl")):
+        raise MedsegError(f"{out} is not empty and was not begun by evaluate; choose another --out, or add --overwrite")
+
+
+@contextmanager
+def _pool(workers: int, num_cases: int) -> Iterator[Executor | None]:
+    """Processes, where several are wanted and several cases are there; under torchrun each process works by itself."""
+    workers = workers or (os.cpu_count() or 1 if place()[1] == 1 else 1)
+    if min(workers, num_cases) < 2:
+        yield None
+        return
+    with processes(min(workers, num_cases)) as pool:
+        yield pool
+
+
+def _gathered(
+    out: Path, plan: _Plan, config: ScoreConfig, groups: Mapping[str, str]
+) -> tuple[Evaluation, dict[str, str]]:
+    """The evaluation of all that is in the journals, and case -> the name it has there."""
+    names = sorted(case.id for case in plan.cases)
+    alias = {case: f"case {n:04d}" if config.anonymous else case for n, case in enumerate(names, 1)}
+    rows: dict[str, list[Rows]] = {name: [Rows(), Rows()] for name in (MODEL, EMPTY, *([RIVAL] if plan.rival else []))}
+    audit, scored, unit = Audit(plan.labels), [], ""
+    for case, answer in answers(out):
+        if case not in alias:
+            continue
+        scored.append(alias[case])
+        audit.add(alias[case], answer["facts"])
+        unit = answer["facts"]["unit"]
+        for name, packed in answer["rows"].items():
+            for row in rows_of(alias[case], packed, plan.labels):
+                rows[name][row["status"] == "absent"].append(row)
+    about = {"unit": unit, **how_of(config)}
+    shared = {"groups": groups, "cases": tuple(scored), "about": about}
+    made = {name: Evaluation(*found, **shared) for name, found in rows.items()}
+    others = {plan.rival if name == RIVAL else name: made[name] for name in made if name != MODEL}
+    return replace(made[MODEL], baselines=others, rival=plan.rival, audit=audit.found()), alias
+
+
+def _looks(
+    evaluation: Evaluation, plan: _Plan, config: ScoreConfig, alias: Mapping[str, str], out: Path
+) -> dict[str, Any]:
+    """Overlays of the worst cases, the median and the best, and the surfaces of the worst."""
+    means = {case: mean for case, mean in evaluation.case_means("dice").items() if mean == mean}  # noqa: PLR0124
+    ranked = sorted(means, key=lambda case: (means[case], case))
+    of_alias = {alias[case.id]: case for case in plan.cases}
+    names = plan.labels or {int(name): name for name in evaluation.rows.names if name}
+    looks: dict[str, Any] = {"pictures": {}}
+    for case in shown_cases(ranked).values():
+        pair = read_pair(of_alias[case], labels=plan.labels, config=config)
+        pair = replace(pair, id=case)
+        looks["pictures"][case] = draw_overlay(pair, names, out / "pictures" / f"{len(looks['pictures']) + 1:04d}.png")
+        if case == ranked[0] and pair.label.ndim == 3:
+            looks |= {"worst": case, "scene": surfaces_of(pair, names)}
+    return looks
+
+
+def _failure(case: str, why: str, alias: Mapping[str, str], config: ScoreConfig) -> str:
+    """A reason names files; who wants no names reads it in the log."""
+    return f"{alias[case]} could not be scored" + ("" if config.anonymous else f": {why}")
+
+
+def _paired_if_single(found: Mapping[str, LabelMap], true: Mapping[str, LabelMap]) -> Mapping[str, LabelMap]:
+    """One file against one case belong together, whatever they are called."""
+    if len(found) == len(true) == 1 and found.keys() != true.keys():
+        (case,), (one,) = true, found.values()
+        log.info("%s is scored against %s", one.case, case)
+        return {case: one}
+    return found
+
+
+def _without_partner(predicted: Collection[str], true: Collection[str], pred: Path, ref: Path) -> list[str]:
+    """What was left out, in a sentence for each side."""
+    sides = ((predicted, true, pred, ref), (true, predicted, ref, pred))
+    lone = [(here, there, sorted(set(mine) - set(other))) for mine, other, here, there in sides]
+    notes = [
+        f"{len(names)} in {here} without a partner in {there}: {_some(names)}" for here, there, names in lone if names
+    ]
+    for note in notes:
+        log.warning(note)
+    return notes
+
+
+def _some(names: Collection[str], most: int = 5) -> str:
+    return ", ".join(sorted(names)[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
