@@ -1,16 +1,20 @@
-"""HD, HD95, ASSD and NSD of 117 structures in a 256x256x300 pair: `surface_metrics` beside MONAI and surface-distance.
+"""HD, HD95, ASSD and NSD of 117 structures in a 256x256x300 pair: `surface_metrics` beside its peers.
 
-    python benchmarks/surface.py [--monai 3] [--rounds 3]
+    hatch run bench:python benchmarks/surface.py [--monai 3] [--rounds 3]
+    hatch run panoptica:python benchmarks/surface.py
 
-The ways take turns and must agree with ours in their convention. MONAI is timed on the first few structures only, as it
-takes seconds for each. A peer that is not installed is named and left out. Shown is the median of wall-clock and, since
-not all of them keep to one core, CPU milliseconds per structure; the first round only warms up.
+The ways take turns. MONAI must agree with ours by voxels and surface-distance with ours by surface; panoptica has
+another HD95 and another NSD, so it is timed only. MONAI is timed on the first few structures, as it takes a second for
+each. A peer that is not installed is named and left out; panoptica wants an older NumPy and has an environment of its
+own. Shown is the median of wall-clock and CPU milliseconds per structure, as not all of them keep to one core, and how
+many times ours that is; the first round only warms up.
 """
 
 import argparse
 import importlib.util
 import os
 import platform
+import resource
 import statistics
 import time
 import warnings
@@ -19,7 +23,7 @@ from collections.abc import Callable
 import numpy as np
 from counts import ellipsoids
 
-from medseg_core.surface import surface_metrics
+from medseg_core.surface import CONVENTIONS, surface_metrics
 
 SPACING_MM = (1.5, 1.5, 1.5)
 TOLERANCE_MM = 3.0
@@ -66,6 +70,20 @@ def by_surface_distance(mask: np.ndarray, label: np.ndarray, ids: list[int]) -> 
     return np.array(rows).T
 
 
+def by_panoptica(mask: np.ndarray, label: np.ndarray, ids: list[int]) -> np.ndarray:
+    """HD95, ASSD and NSD from panoptica's evaluator, all structures in one call; in its own definitions."""
+    peer = importlib.import_module("panoptica")
+    kinds = [peer.Metric.HD95, peer.Metric.ASSD, peer.Metric.NSD]
+    matched = peer.InputType.MATCHED_INSTANCE
+    quiet = {"log_times": False, "verbose": False}
+    evaluator = peer.Panoptica_Evaluator(expected_input=matched, instance_metrics=kinds, global_metrics=[], **quiet)
+    known = np.isin(np.arange(256), ids)
+    sides = [np.where(known[side], side, 0) for side in (mask, label)]
+    found = evaluator.evaluate(*sides, voxelspacing=SPACING_MM, verbose=False)["ungrouped"]
+    every = importlib.import_module("panoptica.metrics").MetricMode.ALL
+    return np.array([found.get_list_metric(kind, mode=every) for kind in kinds])
+
+
 def present(peers: dict[str, tuple[str, Way]]) -> dict[str, Way]:
     """Those whose module is installed; the others are told by name."""
     ways = {}
@@ -86,8 +104,13 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # the peers' own, of what they use and will lose
     mask, label = ellipsoids(0)
     ids = np.intersect1d(mask, label)[1:].tolist()
-    peers = {"MONAI": ("monai", by_monai), "surface-distance": ("surface_distance", by_surface_distance)}
+    peers = {
+        "MONAI": ("monai", by_monai),
+        "surface-distance": ("surface_distance", by_surface_distance),
+        "panoptica": ("panoptica", by_panoptica),
+    }
     ways = {"voxel": ours("voxel"), "surface": ours("surface"), **present(peers)}
+    peaks_mb = {name: peak_mb(ways[name], mask, label, ids) for name in CONVENTIONS}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for number in range(options.rounds + 1):
         found = {}
@@ -104,10 +127,20 @@ def main() -> None:
                 np.testing.assert_allclose(found[peer], expected, rtol=1e-6, atol=1e-6)
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, numpy {np.__version__}")
     print(f"{len(ids)} structures in {'x'.join(map(str, mask.shape))}, {np.mean(label > 0):.0%} foreground")
-    print(f"{'ms per structure':24}{'wall':>10}{'CPU':>10}   (median of {options.rounds})")
-    for name, values in taken.items():
-        wall, cpu = (1e3 * statistics.median(column) for column in zip(*values, strict=True))
-        print(f"{name:24}{wall:10.1f}{cpu:10.1f}")
+    print(f"{'':18}{'ms a structure':>16}{'x voxel':>16}{'x surface':>16}   (wall / CPU, median of {options.rounds})")
+    medians = {name: [1e3 * statistics.median(c) for c in zip(*rows, strict=True)] for name, rows in taken.items()}
+    for name, spent in medians.items():
+        ratios = [[a / b for a, b in zip(spent, medians[one], strict=True)] for one in CONVENTIONS]
+        print(f"{name:18}" + "".join(f"{wall:9.1f} /{cpu:5.1f}" for wall, cpu in (spent, *ratios)))
+    print(", ".join(f"{name}: {peak:.0f} MB over the input" for name, peak in peaks_mb.items()))
+
+
+def peak_mb(way: Way, mask: np.ndarray, label: np.ndarray, ids: list[int]) -> float:
+    """How far the memory of the process rises in one call, after a small one that compiles."""
+    way(mask[:40, :40, :40], label[:40, :40, :40], ids)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    way(mask, label, ids)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 if __name__ == "__main__":

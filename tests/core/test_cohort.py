@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from medseg_core import cohort
 from medseg_core.cases import Case
-from medseg_core.cohort import JOURNAL, Outcome, for_each, read_journal
+from medseg_core.cohort import JOURNAL, Outcome, answers, clear_journal, for_each, read_journal
 from medseg_core.errors import MedsegError
 
 CASES = [Case(id=name, files={}) for name in "abcd"]
@@ -187,3 +188,26 @@ def test_the_journal_is_lines_of_json(tmp_path):
         {"case": "a", "status": "done", "answer": {"size": 97}},
         {"case": "b", "status": "failed", "error": "b.nii.gz is cut short; copy it again"},
     ]
+
+
+def test_what_another_process_did_is_not_done_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as second:
+        second.setenv("RANK", "1")
+        second.setenv("WORLD_SIZE", "2")
+        second.setattr(cohort, "gather", lambda value: [value])
+        assert for_each(CASES, size, out=tmp_path).done == ("b", "d")
+    outcome = for_each(CASES, size, out=tmp_path)
+    assert (outcome.done, outcome.skipped) == (("a", "c"), ("b", "d"))
+    assert read_journal(tmp_path) == {name: {"size": ord(name)} for name in "abcd"}
+
+
+def test_answers_come_sorted_by_case_whoever_was_first(tmp_path):
+    for_each(CASES[2:], size, out=tmp_path)
+    for_each(CASES, size, out=tmp_path)
+    assert [case for case, _ in answers(tmp_path)] == ["a", "b", "c", "d"]
+
+
+def test_a_cleared_journal_lets_all_be_done_again(tmp_path):
+    for_each(CASES, size, out=tmp_path)
+    clear_journal(tmp_path)
+    assert for_each(CASES, size, out=tmp_path).done == ("a", "b", "c", "d")

@@ -5,6 +5,7 @@ import json
 import math
 import weakref
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
@@ -175,6 +176,18 @@ def test_the_paired_comparison_is_that_of_scipy():
     assert found["p"] == pytest.approx(stats.wilcoxon(ours, theirs).pvalue)
     assert found["difference"] == pytest.approx((ours - theirs).mean())
     assert found["low"] < found["difference"] < found["high"]
+
+
+@pytest.mark.parametrize("num", [5, 9, 12])
+def test_with_ties_p_is_that_of_all_ways_to_give_signs(num):
+    ours, theirs = np.random.default_rng(num).integers(0, 4, (2, num)) / 4
+    mine, other = (cohort({f"c{i:02d}": {"x": v} for i, v in enumerate(values)}) for values in (ours, theirs))
+    gaps = (ours - theirs)[ours != theirs]
+    ranks = stats.rankdata(np.abs(gaps))
+    sums = np.array(list(product((0, 1), repeat=len(gaps)))) @ ranks
+    positive = ranks[gaps > 0].sum()
+    expected = min(1.0, 2 * min((sums <= positive).mean(), (sums >= positive).mean()))
+    assert mine.against(other, "dice")["p"] == pytest.approx(expected)
 
 
 def test_only_what_both_sides_have_is_compared():

@@ -15,7 +15,11 @@ from PIL import Image
 from medseg_core import report
 from medseg_core.errors import MedsegError
 from medseg_core.evaluate import Evaluation, Pair, evaluate, from_rows
+from medseg_core.folders import evaluate_folders
+from medseg_core.io import write_volume
 from medseg_core.report import write_report
+from medseg_core.settings import ScoreConfig
+from medseg_core.volume import Volume
 
 EVIL = "<script>alert(1)</script>"
 LABELS = {1: "liver", 2: "spleen", 3: f"<img src=x onerror=alert(2)>{EVIL}"}
@@ -178,44 +182,96 @@ def test_the_template_is_a_part_of_the_package():
     assert files("medseg_core").joinpath("report.html.j2").is_file()
 
 
-def test_a_browser_shows_sorts_and_turns_it_without_an_error_or_a_request(shown: Path):
+@pytest.fixture(scope="module")
+def chromium():
+    """A headless browser."""
     playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not chromium:
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not program:
         pytest.skip("needs chromium")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    wrong, asked = [], []
     with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page()
+        browser = play.chromium.launch(executable_path=program, args=[*flags, "--enable-unsafe-swiftshader"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(chromium):
+    """What opens a report; at the end there was no error, no dialog and no request."""
+    wrong, asked, pages = [], [], []
+
+    def at(report: Path):
+        page = chromium.new_page()
         page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: wrong.append(dialog.message))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto(shown.as_uri())
-        page.locator("#scene canvas").first.wait_for(state="attached")
+        page.goto(report.as_uri())
+        pages.append(report.as_uri())
+        return page
 
-        def column(number: int) -> list[str]:
-            cells = page.locator("#structures ~ .wide table").first.locator(f"tbody td:nth-child({number})")
-            return [text.strip() for text in cells.all_inner_texts()]
-
-        def click(head: str) -> None:
-            page.locator("#structures ~ .wide table").first.get_by_role("button", name=head, exact=True).click()
-
-        click("Dice")
-        assert column(6) == sorted(column(6), reverse=True)
-        click("Dice")
-        assert column(6) == sorted(column(6))
-        click("Structure")
-        assert column(1) == sorted(column(1))
-        page.locator("#group").select_option("organs")
-        assert page.locator("tr[data-group]:visible").count() == 1
-        page.locator("#scene .updatemenu-button", has_text="Reference").click()
-        seen = page.evaluate(
-            "document.getElementById('scene').data.filter(trace => trace.visible).map(trace => trace.meta)"
-        )
-        assert set(seen) == {"reference"}
-        assert page.locator(".modebar-btn[data-title^='Share']").count() == 0
-        browser.close()
+    yield at
     assert wrong == []
-    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [shown.as_uri()]
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == pages
+
+
+def column(page, after: str, number: int) -> list[str]:
+    """Texts of a column of the first table after a heading."""
+    cells = page.locator(f"{after} ~ .wide table").first.locator(f"tbody td:nth-child({number})")
+    return [text.strip() for text in cells.all_inner_texts()]
+
+
+def click(page, after: str, head: str) -> None:
+    page.locator(f"{after} ~ .wide table").first.get_by_role("button", name=head, exact=True).click()
+
+
+def test_a_browser_sorts_the_tables_and_filters_them(shown: Path, opened):
+    page = opened(shown)
+    click(page, "#structures", "Dice")
+    assert column(page, "#structures", 6) == sorted(column(page, "#structures", 6), reverse=True)
+    click(page, "#structures", "Dice")
+    assert column(page, "#structures", 6) == sorted(column(page, "#structures", 6))
+    click(page, "#structures", "Structure")
+    assert column(page, "#structures", 1) == sorted(column(page, "#structures", 1))
+    page.locator("#group").select_option("organs")
+    assert page.locator("tr[data-group]:visible").count() == 1
+
+
+def test_a_browser_turns_the_surfaces_and_shows_either_side(shown: Path, opened):
+    page = opened(shown)
+    scene = page.locator("#view3d")
+    scene.locator("canvas").first.wait_for(state="attached")
+    scene.scroll_into_view_if_needed()
+    eye = "JSON.stringify(document.getElementById('view3d')._fullLayout.scene.camera.eye)"
+    before, box = page.evaluate(eye), scene.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2 + 120, box["y"] + box["height"] / 2 + 40, steps=6)
+    page.mouse.up()
+    page.wait_for_function(f"{eye} !== {before!r}")
+    scene.locator(".updatemenu-button", has_text="Reference").click()
+    seen = page.evaluate(
+        "document.getElementById('view3d').data.filter(trace => trace.visible).map(trace => trace.meta)"
+    )
+    assert set(seen) == {"reference"}
+    assert page.locator(".modebar-btn[data-title^='Share']").count() == 0
+
+
+def test_a_browser_shows_the_comparison_of_two_models_and_the_audit(tmp_path: Path, opened):
+    rng = np.random.default_rng(0)
+    for n in range(5):
+        label = np.pad(np.ones((6, 5, 4), np.uint8), 4)
+        label[2:4, 2:4, 2:4] = 2
+        for folder, most in (("ref", 0), ("ours", 1), ("theirs", 3)):
+            moved = np.roll(label, rng.integers(-most, most + 1, 3), (0, 1, 2))
+            write_volume(Volume(moved, np.diag((1.0, 1, 2, 1))), tmp_path / folder / f"c{n}.nii.gz")
+    how = {"labels": {1: f"liver {EVIL}", 2: "spleen"}, "compare": tmp_path / "theirs"}
+    evaluate_folders(tmp_path / "ours", tmp_path / "ref", tmp_path / "out", ScoreConfig(workers=1), **how)
+    page = opened(tmp_path / "out" / "report.html")
+    assert "NSD (3\u00a0mm)" in column(page, "#comparison", 1)
+    click(page, "#comparison", "Difference")
+    gaps = [float(text) for text in column(page, "#comparison", 4)]
+    assert gaps == sorted(gaps, reverse=True)
+    assert page.locator("#audit").is_visible()
+    assert page.locator("img[alt^='Differences of Dice']").count() == 1

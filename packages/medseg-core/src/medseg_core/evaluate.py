@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +141,15 @@ class Evaluation:
             numbers["dice_of_predicting_nothing"] = overall(self.baselines["empty"]).get("mean")
         if self.rival:
             gap = self.against(self.baselines[self.rival], "dice")
-            numbers |= {
-                f"difference_to_{self.rival}": gap["difference"],
-                "low": gap["low"],
-                "high": gap["high"],
-                "p": gap["p"],
-            }
+            numbers |= {"compared_with": self.rival, "difference": gap["difference"], "p": gap["p"]}
+            numbers |= {"difference_low": gap["low"], "difference_high": gap["high"]}
         counts = {"structures": "n", "missed": "n_missed", "invented": "n_invented"}
         return numbers | {"cases": len(self.cases), **{name: mine.get(key, 0) for name, key in counts.items()}}
+
+    @cached_property
+    def rivalry(self) -> list[dict[str, Any]]:
+        """The comparison with the rival; empty without one."""
+        return self.comparison(self.baselines[self.rival]) if self.rival else []
 
     def document(self, *, seed: int = 0) -> dict[str, Any]:
         """All of `summary.json`: strict JSON values, None where a number is undefined."""
@@ -156,7 +158,7 @@ class Evaluation:
             entries += [{"model": name, **entry} for entry in baseline.summary(seed=seed)]
         counts = {status: int(self.rows.has_status(status).sum()) for status in ("both", "missed", "invented")}
         found = {"cases": len(self.cases), **counts, "about": self.about, "audit": self.audit, "summary": entries}
-        return strict(found | ({"comparison": self.comparison(self.baselines[self.rival])} if self.rival else {}))
+        return strict(found | ({"comparison": self.rivalry} if self.rival else {}))
 
     def _parts(self) -> list[Part]:
         """Everything that gets a mean, and which rows are in it."""

@@ -39,7 +39,14 @@ Resume = Annotated[
 
 
 class Command(TyperCommand):
-    """A command whose `MedsegError` is one line on standard error and exit code 2."""
+    """A command whose `MedsegError` is one line on standard error and exit code 2.
+
+    Its help is set by paragraphs: where a docstring breaks its lines does not show.
+    """
+
+    def __init__(self, *args: Any, help: str | None = None, **more: Any) -> None:  # noqa: A002
+        paragraphs = inspect.cleandoc(help or "").split("\n\n")
+        super().__init__(*args, help="\n\n".join(" ".join(p.split()) for p in paragraphs) or None, **more)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--print-config" in args:

@@ -134,7 +134,7 @@ def _comparison(evaluation: Evaluation, main: str) -> dict[str, Any]:
     """The rival, measure by measure and structure by structure; empty without one."""
     if not evaluation.rival:
         return {}
-    found = evaluation.comparison(evaluation.baselines[evaluation.rival])
+    found = evaluation.rivalry
     hidden = ("specificity", *(measure for measure in evaluation.measures if measure.startswith(SIZES)))
     overall = [entry for entry in found if entry["kind"] in ("all", "case") and entry["measure"] not in hidden]
     structures = [entry for entry in found if (entry["kind"], entry["measure"]) == ("structure", main)]
@@ -193,7 +193,7 @@ def _surfaces(evaluation: Evaluation) -> Markup:
     if evaluation.scene is None:
         return Markup("")
     # Plotly writes <, > and / in its data as escapes: a structure's name cannot end the script.
-    return Markup(evaluation.scene.to_html(full_html=False, include_plotlyjs=False, div_id="scene", config=CONFIG))
+    return Markup(evaluation.scene.to_html(full_html=False, include_plotlyjs=False, div_id="view3d", config=CONFIG))
 
 
 def _plotly(surfaces: Markup) -> Markup:

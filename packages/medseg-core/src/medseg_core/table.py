@@ -41,14 +41,15 @@ class Rows(Sequence[Mapping[str, Any]]):
         """
         if "case" not in row:
             raise MedsegError(f"a row without `case`: {dict(row)}; every row names the case it belongs to")
+        measures = {key: value for key, value in row.items() if key not in ABOUT}
+        numbers = {name: _float(value, measures) for name, value in measures.items()}
         words = str(row["case"]), row.get("name", ""), row.get("status", "")
         for codes, known, word in zip(self._codes, (self._cases, self._names, self._statuses), words, strict=True):
             codes.append(known.setdefault(word, len(known)))
-        measures = {key: value for key, value in row.items() if key not in ABOUT}
-        for name, value in measures.items():
+        for name, number in numbers.items():
             if name not in self._values:
                 self._values[name] = array("d", [math.nan]) * len(self._labels)
-            self._values[name].append(_float(value, measures))
+            self._values[name].append(number)
         self._labels.append(row.get("label", ""))
         self._measures[bool(row.get("name", ""))] |= dict.fromkeys(measures)
         for values in self._values.values():
