@@ -97,7 +97,7 @@ def test_a_bad_case_costs_only_itself_and_exit_code_2(cohort):
     assert "cases: 4" in result.stdout
     assert "failed: c0:" in result.stderr
     assert "failed: c1:" in result.stderr
-    assert "shape (16, 14, 12) against (15, 14, 12)" in report(cohort / "out")
+    assert "shape (15, 14, 12) against (16, 14, 12)" in report(cohort / "out")
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(cohort, monkeypatch):
@@ -122,6 +122,26 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(cohort, monkeypatch):
     assert report(cohort / "out") == report(cohort / "whole")
 
 
+def test_a_case_that_was_mended_is_scored_by_the_same_call(cohort):
+    whole = (cohort / "good" / "c0.nii.gz").read_bytes()
+    (cohort / "good" / "c0.nii.gz").write_bytes(whole[:50])
+    _, failed = evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE)
+    assert list(failed) == ["c0"]
+    (cohort / "good" / "c0.nii.gz").write_bytes(whole)
+    evaluation, failed = evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE)
+    assert (len(evaluation.cases), failed) == (6, {})
+    with pytest.raises(MedsegError, match="--overwrite"):
+        evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE)
+
+
+def test_nothing_to_score_is_one_line_and_no_report(cohort):
+    for file in (cohort / "good").iterdir():
+        file.write_bytes(b"no gzip")
+    with pytest.raises(MedsegError, match=r"nothing could be scored in 6 cases; first: .*c0"):
+        evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE)
+    assert [file.name for file in (cohort / "out").iterdir()] == ["journal.jsonl"]
+
+
 def test_other_settings_do_not_go_on_with_it(cohort, monkeypatch):
     monkeypatch.setattr(folders, "write_report", lambda *_, **__: None)
     evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE)
@@ -129,10 +149,9 @@ def test_other_settings_do_not_go_on_with_it(cohort, monkeypatch):
         evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", ScoreConfig(tolerance=2.0, workers=1))
 
 
-@pytest.mark.parametrize("kept", ["report.html", "thesis.txt"])
-def test_a_folder_in_use_is_refused_unless_asked_for(cohort, kept):
+def test_a_folder_in_use_is_refused_unless_asked_for(cohort):
     (cohort / "out").mkdir()
-    (cohort / "out" / kept).write_text("mine")
+    (cohort / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(MedsegError, match="--overwrite"):
         evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE)
     evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE, overwrite=True)

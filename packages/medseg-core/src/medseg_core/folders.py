@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
@@ -14,7 +15,7 @@ from medseg_core.audit import Audit
 from medseg_core.cases import Case
 from medseg_core.cohort import answers, clear_journal, for_each, processes
 from medseg_core.config import as_dict
-from medseg_core.distributed import place
+from medseg_core.distributed import gather, place
 from medseg_core.errors import MedsegError
 from medseg_core.evaluate import Evaluation, named_once, write_tables
 from medseg_core.gallery import draw_overlay, surfaces_of
@@ -25,7 +26,7 @@ from medseg_core.scoring import EMPTY, LABEL, MODEL, RIVAL, how_of, read_pair, r
 from medseg_core.settings import ScoreConfig
 from medseg_core.table import Rows
 
-REPORT = "report.html"
+REPORT, PICTURES = "report.html", "pictures"
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def evaluate_folders(
     """
     out = Path(out)
     plan = _plan(Path(pred), Path(ref), labels, compare=compare, images=images, only=only)
-    _make_ready(out, overwrite=overwrite)
+    _make_ready(out, plan, overwrite=overwrite)
     settings = {"pred": str(pred), "ref": str(ref), "compare": str(compare or ""), **as_dict(config)}
     settings |= {"labels": {str(i): name for i, name in (plan.labels or {}).items()}, "only": sorted(only or ())}
     settings.pop("workers")
@@ -90,12 +91,12 @@ def evaluate_folders(
     evaluation, alias = _gathered(out, plan, config, groups or {})
     if place()[0]:
         return evaluation, outcome.failed
-    evaluation = replace(evaluation, **_looks(evaluation, plan, config, alias, out))
-    write_tables(evaluation, out)
-    told = [*notes, *plan.notes, *(_failure(case, why, alias, config) for case, why in outcome.failed.items())]
     if not evaluation.rows:
         why = next(iter(outcome.failed.values()), "no structure is on either side of any case; check the labels")
         raise MedsegError(f"nothing could be scored in {len(plan.cases)} cases; first: {why}")
+    evaluation = replace(evaluation, **_looks(evaluation, plan, config, alias, out))
+    write_tables(evaluation, out)
+    told = [*notes, *plan.notes, *(_failure(case, why, alias, config) for case, why in outcome.failed.items())]
     title = title or f"{Path(pred).name} against {Path(ref).name}"
     write_report(out, evaluation, title=title, pictures=pictures, notes=told)
     return evaluation, outcome.failed
@@ -152,15 +153,25 @@ def _images(images: Path | Mapping[str, Path] | None, cases: Sequence[str]) -> d
     return {case: {"ct" if file.name.startswith("ct.") else "image": file} for case, file in found.items() if file}
 
 
-def _make_ready(out: Path, *, overwrite: bool) -> None:
-    """A folder that this command began goes on; a finished one, and other people's files, stay unless asked for."""
-    if overwrite:
-        clear_journal(out)
-        (out / REPORT).unlink(missing_ok=True)
-    elif (out / REPORT).exists():
-        raise MedsegError(f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out")
-    elif out.is_dir() and any(out.iterdir()) and not any(out.glob("journal*.jsonl")):
-        raise MedsegError(f"{out} is not empty and was not begun by evaluate; choose another --out, or add --overwrite")
+def _make_ready(out: Path, plan: _Plan, *, overwrite: bool) -> None:
+    """A folder that this command began goes on; a finished one, and other people's files, stay unless asked for.
+
+    Of many processes the first looks, and all hear what it found.
+    """
+    why = ""
+    if place()[0] == 0:
+        known = {case for case, _ in answers(out)} if not overwrite else set()
+        if overwrite:
+            clear_journal(out)
+            (out / REPORT).unlink(missing_ok=True)
+            shutil.rmtree(out / PICTURES, ignore_errors=True)
+        elif (out / REPORT).exists() and known >= {case.id for case in plan.cases}:
+            why = f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out"
+        elif out.is_dir() and any(out.iterdir()) and not any(out.glob("journal*.jsonl")):
+            why = f"{out} is not empty and was not begun by evaluate; choose another --out, or add --overwrite"
+    (why, *_) = gather(why)
+    if why:
+        raise MedsegError(why)
 
 
 @contextmanager
@@ -210,7 +221,7 @@ def _looks(
     for case in shown_cases(ranked).values():
         pair = read_pair(of_alias[case], labels=plan.labels, config=config)
         pair = replace(pair, id=case)
-        looks["pictures"][case] = draw_overlay(pair, names, out / "pictures" / f"{len(looks['pictures']) + 1:04d}.png")
+        looks["pictures"][case] = draw_overlay(pair, names, out / PICTURES / f"{len(looks['pictures']) + 1:04d}.png")
         if case == ranked[0] and pair.label.ndim == 3:
             looks |= {"worst": case, "scene": surfaces_of(pair, names)}
     return looks
