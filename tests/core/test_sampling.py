@@ -78,6 +78,55 @@ def test_an_image_equals_affine_transform_where_edges_do_not_matter(turn, order)
     np.testing.assert_allclose(ours, expected, atol=1e-3)
 
 
+@given(*[st.tuples(*[st.integers(1, 6)] * 3)] * 2, st.sampled_from("CF"), st.sampled_from(["linear", "cubic"]))
+def test_an_image_of_any_shape_equals_scipy_over_the_same_field_of_view(size, shape, order, how):
+    voxels = np.random.default_rng(0).normal(0, 1000, size)
+    step = np.divide(size, shape)
+    ends = [np.clip((np.arange(m) + 0.5) * f - 0.5, 0, n - 1) for m, f, n in zip(shape, step, size, strict=True)]
+    at = np.stack(np.meshgrid(*ends, indexing="ij"))
+    expected = ndimage.map_coordinates(voxels, at, order={"linear": 1, "cubic": 3}[how], mode="mirror")
+    matrix = affine(scale=tuple(step), shift=tuple((step - 1) / 2))
+    np.testing.assert_allclose(
+        sample(np.asarray(voxels, order=order), matrix, shape=shape, how=how), expected, atol=1e-3
+    )
+
+
+def test_cubic_on_lines_far_longer_than_a_spline_equals_scipys_zoom():
+    voxels, shape = RNG.normal(0, 1000, (130, 5, 67)), (41, 4, 66)
+    step = np.divide(voxels.shape, shape)
+    matrix = affine(scale=tuple(step), shift=tuple((step - 1) / 2))
+    expected = ndimage.zoom(voxels, 1 / step, order=3, mode="mirror", grid_mode=True)
+    for image in (voxels, np.asfortranarray(voxels, dtype=np.float32)):
+        np.testing.assert_allclose(sample(image, matrix, shape=shape, how="cubic"), expected, atol=1e-3)
+
+
+C = np.cos(np.radians(45))
+TURNED = np.array([[3 * C, -3 * C, 0, 2.7], [3 * C, 3 * C, 0, 0.3], [0, 0, 3, 0], [0, 0, 0, 1]])
+COARSER = {  # map, and the (f - 1) / 2 of each input axis by hand
+    "separable": (affine(scale=(1.7, 2.6, 1.0), shift=(0.2, 0.4, 0.01)), (0.35, 0.8, 0)),
+    "more than the image": (affine(scale=(4, 1.5, 7)), (1.5, 0.25, 3)),
+    "finer along one": (affine(scale=(0.5, 3, 0.4), shift=(0.2, 1, 0.1)), (0, 1, 0)),
+    "flipped and permuted": (permuted(affine(scale=(3, 2, 1.5)), (2, 0, 1), (1, -1, -1)), (0.25, 1, 0.5)),
+    "every second voxel": (affine(scale=(2, 2, 1), shift=(1, 0, 0)), (0.5, 0.5, 0)),
+    "one voxel": (affine(scale=(4, 4, 4), shift=(4, 5, 5)), (1.5, 1.5, 1.5)),
+    "turned": (TURNED, (1, 1, 1)),
+    "turned, one axis": (TURNED / (1, 3, 3, 1), (C, C, 0)),
+}
+
+
+@pytest.mark.parametrize("order", [1, 3], ids=["linear", "cubic"])
+@pytest.mark.parametrize("name", COARSER)
+def test_antialias_equals_scipys_gaussian_filter_before_the_resampling(name, order):
+    matrix, sigmas = COARSER[name]
+    shape = (1, 1, 1) if name == "one voxel" else (4, 5, 6)
+    at, inside = coordinates(matrix, shape)
+    smooth = ndimage.gaussian_filter(IMAGE, sigmas, mode="mirror")
+    expected = np.where(inside, ndimage.map_coordinates(smooth, at, order=order, mode="mirror"), -7)
+    for voxels in (IMAGE.astype(np.float32), np.asfortranarray(IMAGE)):
+        ours = sample(voxels, matrix, shape=shape, how={1: "linear", 3: "cubic"}[order], outside=-7, antialias=True)
+        np.testing.assert_allclose(ours, expected, atol=1e-3)
+
+
 def vote_by_scipy(label: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Arg-max of the linearly resampled one-hot maps; rounding makes ties of what differs by 1e-9."""
     at, inside = coordinates(matrix, shape)

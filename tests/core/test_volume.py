@@ -72,6 +72,46 @@ def test_values_lie_halfway_between_voxels_of_another_grid():
     assert resample(volume, Grid((1, 1, 1), middle)).voxels.item() == 3.5
 
 
+BOARD = (np.indices((24, 20, 16)).sum(axis=0) % 2 * 1000).astype(np.int16)  # a checkerboard of 0 and 1000 HU
+
+
+def every(step: int, shape: tuple[int, int, int]) -> Grid:
+    """Centres on every few voxels of an array of 1 mm, from its third voxel on."""
+    return Grid(shape, [[step, 0, 0, 2], [0, step, 0, 2], [0, 0, step, 2], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("how", ["linear", "cubic"])
+def test_a_checkerboard_seen_four_times_coarser_is_its_mean_with_antialias_and_folds_without(how):
+    board = Volume(BOARD, np.eye(4))
+    folded = resample(board, every(4, (5, 5, 4)), how=how)
+    assert (folded.voxels == 0).all()
+    smooth = resample(board, every(4, (5, 5, 4)), how=how, antialias=True)
+    np.testing.assert_allclose(smooth.voxels, 500, atol=1)
+
+
+@pytest.mark.parametrize("how", ["linear", "cubic"])
+@pytest.mark.parametrize("oblique", [0, 1])
+def test_antialias_leaves_a_constant_as_it_is(how, oblique):
+    affine = [[1.8, -oblique, 0, 4], [oblique, 2.2, 0, 2], [0, 0, 5, 2], [0, 0, 0, 1]]
+    volume = Volume(np.full(BOARD.shape, -1000, np.int16), np.eye(4))
+    coarse = resample(volume, Grid((5, 4, 3), affine), how=how, antialias=True, outside=0)
+    np.testing.assert_allclose(coarse.voxels, -1000, atol=1e-3)
+
+
+@pytest.mark.parametrize("how", ["linear", "cubic"])
+def test_antialias_changes_no_bit_where_no_step_is_longer_than_a_voxel(how):
+    volume = Volume(RNG.normal(0, 1000, (6, 7, 8)), OBLIQUE)
+    for grid in (volume.grid, volume.grid.oriented("PIR"), volume.grid.oriented("LAS", (0.5, 1, 0.7))):
+        plain, smooth = (resample(volume, grid, how=how, antialias=on).voxels for on in (False, True))
+        np.testing.assert_array_equal(smooth, plain)
+
+
+def test_antialias_is_refused_for_labels():
+    volume = Volume(np.zeros((2, 2, 2), np.uint8), np.eye(4))
+    with pytest.raises(MedsegError, match="leave antialias out"):
+        resample(volume, volume.grid, how="label", antialias=True)
+
+
 def test_an_unknown_way_to_resample_is_named():
     volume = Volume(np.zeros((2, 2, 2)), np.eye(4))
     with pytest.raises(MedsegError, match="'lable'; did you mean 'label'"):

@@ -12,12 +12,16 @@ import numpy as np
 from isal import igzip
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from medseg_core import dicom, itk
 from medseg_core.errors import MedsegError
 from medseg_core.grid import Grid
 from medseg_core.nifti import opened, read_stored, scaled
 from medseg_core.volume import Picture, Series, Volume
 
-SUFFIXES = (".nii.gz", ".nii", ".png", ".tiff", ".tif", ".jpeg", ".jpg")
+SUFFIXES = (
+    *(".nii.gz", ".nii", ".seg.nrrd", *itk.SUFFIXES, *dicom.SUFFIXES),
+    *(".png", ".tiff", ".tif", ".jpeg", ".jpg"),
+)
 ORTHOGONAL = 1e-4  # largest cosine between axes that a quaternion, which knows no shear, still describes
 PRINT_NM = 20_000.0  # pixels above this (1270 dpi and coarser) are a printer's resolution, not a microscope's
 INCH_NM, CM_NM = 25_400_000.0, 10_000_000.0
@@ -27,24 +31,48 @@ log = logging.getLogger(__name__)
 
 
 def read_volume(path: Path) -> Volume:
-    """A volume from .nii or .nii.gz, voxels in the file's axis, memory order and dtype, native byte order.
+    """A volume from NIfTI, NRRD (.nrrd, .nhdr, .seg.nrrd), MetaImage (.mha, .mhd), or a DICOM series.
 
-    Where the header gives a slope or an intercept the values are float32 (float64 for stored float64). Trailing axes
-    of length 1 are dropped and a plane gets a third axis. Metres and microns become mm.
+    Voxels keep the file's axis and memory order and dtype, in native byte order. Where a NIfTI header gives a slope or
+    an intercept the values are float32 (float64 for stored float64). Trailing axes of length 1 are dropped and a plane
+    gets a third axis. Metres and microns of NIfTI become mm.
+
+    A series is a folder of it or one of its files, and needs `pip install 'medseg-core[dicom]'`; `dicom.read_dicom`
+    says which values it gives, and takes one of several series. What else holds for the others, `itk.read_itk` says.
 
     Raises:
-        MedsegError: missing, unreadable, no NIfTI, cut short, damaged, no real numbers, more than three axes, an
-            affine that is not finite or singular, or a header that promises more than the file can hold.
+        MedsegError: missing, unreadable, of no such format, cut short, damaged, no real numbers, more than three axes,
+            an affine that is not finite or singular, a header that promises more than the file can hold, or slices that
+            are no stack.
     """
+    path = Path(path)
+    if _is_series(path):
+        return dicom.read_dicom(path)
+    if path.suffix.lower() in itk.SUFFIXES:
+        return itk.read_itk(path)
     with opened(path) as (header, stream):
         header.grid()
         return Volume(scaled(header, read_stored(header, stream)), header.affine)
 
 
 def read_grid(path: Path) -> Grid:
-    """Where a volume lies, from its header alone; errors as `read_volume`."""
+    """Where a volume lies, from its headers alone; formats and errors as `read_volume`."""
+    path = Path(path)
+    if _is_series(path):
+        return dicom.dicom_grid(path)
+    if path.suffix.lower() in itk.SUFFIXES:
+        return itk.itk_grid(path)
     with opened(path) as (header, _):
         return header.grid()
+
+
+def _is_series(path: Path) -> bool:
+    """A folder, or a file of DICOM, whose names often have no suffix."""
+    suffix = path.suffix.lower()
+    if suffix not in (".nii", ".gz", *itk.SUFFIXES):
+        with suppress(OSError):
+            return path.is_dir() or suffix in dicom.SUFFIXES or dicom.is_dicom(path)
+    return False
 
 
 def read_series(path: Path) -> Series:
@@ -65,7 +93,7 @@ def read_series(path: Path) -> Series:
 
 
 def write_volume(volume: Volume, path: Path) -> None:
-    """A volume to .nii or .nii.gz (ISA-L, level 1), whole or not at all; equal volumes give equal bytes.
+    """A volume to .nii or .nii.gz (ISA-L, level 2), whole or not at all; equal volumes give equal bytes.
 
     The affine goes into sform and, unless it is sheared, into qform; the unit is mm. The dtype is kept, but: bool
     becomes uint8, float16 float32, and 64-bit integers int32 where they fit, which most viewers need.
@@ -80,7 +108,7 @@ def write_volume(volume: Volume, path: Path) -> None:
     header = _header(voxels, volume.affine)
     with replacing(path) as beside, beside.open("wb") as file:
         # neither name nor time in the stream: equal volumes, equal bytes
-        zipped = igzip.IGzipFile("", "wb", 1, file, 0) if path.suffix == ".gz" else nullcontext(file)
+        zipped = igzip.IGzipFile("", "wb", 2, file, 0) if path.suffix == ".gz" else nullcontext(file)
         with zipped as stream:
             stream.write(header.binaryblock + bytes(4))
             stream.write(memoryview(np.asfortranarray(voxels).T).cast("B"))
@@ -166,6 +194,11 @@ def write_text(path: Path, text: str) -> None:
     """UTF-8 text, whole or not at all; errors as `replacing`."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a name has the suffix of a format that `read_picture` takes."""
+    return Path(path).suffix.lower() in (".png", ".tiff", ".tif", ".jpeg", ".jpg")
 
 
 def case_name(path: Path) -> str:

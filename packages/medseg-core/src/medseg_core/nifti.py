@@ -88,7 +88,9 @@ def opened(path: Path) -> Iterator[tuple[Header, Stream]]:
             zipped = file.read(2) == b"\x1f\x8b"
             size = file.seek(0, 2)
             file.seek(0)
-            stream: Stream = igzip.IGzipFile(fileobj=file) if zipped else file
+            inflated = igzip.IGzipFile(fileobj=file) if zipped else file
+            # what IGzipFile reads through fills our memory; its own `readinto` copies what it has read
+            stream: Stream = getattr(inflated, "_buffer", inflated)
             header, num_read = _header(path, stream)
             _check_promise(header, size=size, zipped=zipped)
             _take(stream, header.start - num_read)

@@ -99,7 +99,9 @@ class Picture:
         _check_numbers(self.pixels)
 
 
-def resample(volume: Volume, grid: Grid, *, how: str = "linear", outside: float | None = None) -> Volume:
+def resample(
+    volume: Volume, grid: Grid, *, how: str = "linear", outside: float | None = None, antialias: bool = False
+) -> Volume:
     """A volume on another grid; the way home is the same call with the first grid.
 
     Where the grids coincide (axes permuted, flipped, cropped or padded) voxels are copied, bit for bit. Within half
@@ -110,15 +112,25 @@ def resample(volume: Volume, grid: Grid, *, how: str = "linear", outside: float 
             "label": the id with the largest linear weight, which is the arg-max of the linearly resampled one-hot
             maps, ties going to the smallest id.
         outside: value beyond the field of view; by default 0 for labels and the image's minimum for images.
+        antialias: smooth an image first along each axis whose step, f input voxels, is more than one, by a Gaussian of
+            (f - 1) / 2 voxels, mirrored at the edges (the rule of `skimage.transform.resize`). Worth it where noise
+            and edges finer than the new voxels would fold into patterns, from a step of about two; it softens what
+            the new grid could still have shown, so a model wants the choice it was trained with.
 
     Returns:
         A new array in the memory order of the input. "label" keeps the dtype; "linear" and "cubic" keep floats and
         make float32 of integers, whether or not a value had to be computed.
+
+    Raises:
+        MedsegError: another word for `how`, or `antialias` for labels.
     """
     if how not in HOW:
         raise MedsegError(f"how must be one of {', '.join(HOW)}, got {how!r}{meant(how, HOW)}")
+    if antialias and how == "label":
+        raise MedsegError("antialias=True smooths images, and how='label' takes a vote of ids; leave antialias out")
     matrix = np.linalg.inv(volume.affine) @ grid.affine
-    return Volume(sample(volume.voxels, matrix, shape=grid.shape, how=how, outside=outside), grid.affine)
+    voxels = sample(volume.voxels, matrix, shape=grid.shape, how=how, outside=outside, antialias=antialias)
+    return Volume(voxels, grid.affine)
 
 
 def _check_numbers(values: np.ndarray) -> None:
