@@ -59,13 +59,20 @@ def score_pair(pair: Pair, labels: Mapping[int, str] | None, **how: Any) -> list
 
     Args:
         labels: id -> name; None scores what is there, each by its id as a name.
-        how: as for `score.score`; `tolerance` is in the unit of the pair.
+        how: as for `score.score`; `tolerance` is one for all, in the unit of the pair.
+
+    Raises:
+        MedsegError: several tolerances, or what `score.score` refuses.
     """
+    tolerance = how.get("tolerance", 3.0)
+    if np.ndim(tolerance):
+        fix = "a table has one column for NSD; take `score.score` for one for each structure"
+        raise MedsegError(f"tolerance {tolerance} must be one number: {fix}")
     ids = labels if labels is not None else pair.known
     if labels is not None and pair.known is not None:
         ids = [i for i in labels if i in pair.known]
     found = score(pair.mask, pair.label, spacing=pair.spacing, ids=ids, **how)
-    columns = _named(found, pair, how.get("tolerance", 3.0))
+    columns = _named(found, pair, tolerance)
     rows = []
     for n, (i, state) in enumerate(zip(found["id"].tolist(), found["status"].tolist(), strict=True)):
         row = {"case": pair.id, "label": i, "name": labels[i] if labels is not None else str(i), "status": state}

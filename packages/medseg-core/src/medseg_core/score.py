@@ -38,8 +38,8 @@ def score(
         mask, label: (X, Y, Z) or (H, W) predicted and true ids, whole numbers from 0 to 65535.
         spacing: voxel edges, one per axis of the array; distances and volumes come in its unit.
         ids: what to score, in this order; None is every id but 0 on either side.
-        measures: kinds of them. "overlap": see `metrics.scores`, and the volume (in 2D area) of both sides. "surface":
-            `hd`, `hd95`, `assd`, `nsd`, see `surface`. "centreline": clDice for tubes, see `skeleton.cldice`.
+        measures: kinds of them, or one. "overlap": see `metrics.scores`, and the volume (in 2D area) of both sides.
+            "surface": `hd`, `hd95`, `assd`, `nsd`, see `surface`. "centreline": clDice for tubes, see `skeleton`.
             "lesions": connected parts found, missed and invented, see `lesions`.
         tolerance: of `nsd`, in the unit of the spacing; one for all, or one for each of `ids`.
         percentile: of the Hausdorff distance; with 90 the column is called `hd90`.
@@ -53,10 +53,14 @@ def score(
     Raises:
         MedsegError: no pair of label maps on one grid, or a setting that does not exist.
     """
+    measures = (measures,) if isinstance(measures, str) else measures
     for kind in measures:
         if kind not in KINDS:
             raise MedsegError(f"there are no measures {kind!r}{meant(kind, KINDS)}; kinds are {', '.join(KINDS)}")
     counts = count(mask, label, ids=ids)
+    num_axes = np.ndim(label)
+    if len(spacing) != num_axes or not all(0 < edge < math.inf for edge in spacing):
+        raise MedsegError(f"spacing {tuple(spacing)} must be {num_axes} positive lengths, one per axis of the array")
     how: dict[str, Any] = {"ids": counts.ids, "spacing": spacing}
     columns = {"id": counts.ids, "status": status(counts)}
     if "overlap" in measures:
@@ -80,8 +84,12 @@ def score_files(mask: Path, label: Path, **how: Any) -> dict[str, np.ndarray]:
         how: as for `score`, but the spacing, which the reference's file knows.
 
     Raises:
-        MedsegError: a file that cannot be read, no label map, or two that do not lie on one grid; it is named.
+        MedsegError: a folder, a file that cannot be read or is no label map, or two not on one grid; it is named.
     """
+    for path in map(Path, (mask, label)):
+        if path.is_dir():
+            fix = "read it by a class list, label_map(path).read({'liver': 1}), and give the arrays to score"
+            raise MedsegError(f"{path} is a folder, and one file of ids is meant; {fix}")
     mine, true = label_map(mask).read(), label_map(label).read()
     reason = differs(mine, true)
     if reason:
@@ -106,10 +114,10 @@ def spacing_of(held: Volume | Picture) -> tuple[tuple[float, ...], str]:
 def differs(mine: Volume | Picture, true: Volume | Picture) -> str | None:
     """Why mine does not lie on the true one's grid, in words; None where it does, or where pixels have no size."""
     if isinstance(mine, Volume) and isinstance(true, Volume):
-        return true.grid.differs(mine.grid)
+        return mine.grid.differs(true.grid)
     if array_of(mine).shape != array_of(true).shape:
-        return f"shape {array_of(true).shape} against {array_of(mine).shape}"
-    sizes = [spacing_of(side)[0][0] for side in (true, mine) if spacing_of(side)[1] == "nm"]
-    if len(sizes) == 2 and abs(sizes[0] - sizes[1]) > 0.01 * sizes[0]:
+        return f"shape {array_of(mine).shape} against {array_of(true).shape}"
+    sizes = [spacing_of(side)[0][0] for side in (mine, true) if spacing_of(side)[1] == "nm"]
+    if len(sizes) == 2 and abs(sizes[0] - sizes[1]) > 0.01 * sizes[1]:
         return f"pixels of {sizes[0]:g} nm against {sizes[1]:g} nm"
     return None

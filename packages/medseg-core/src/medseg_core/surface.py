@@ -22,7 +22,7 @@ the table in `medseg_core.metrics`.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import permutations, product
 
 import numpy as np
@@ -37,6 +37,7 @@ CONVENTIONS = ("voxel", "surface")
 POLICIES = ("undefined", "worst")
 MEASURES = ("hd", "hd95", "assd", "nsd")
 PIECE = 512  # voxels looked at together
+MOST_POINTS = 2**23  # of a side held at once, unless one structure has more: what noise needs is bounded by it
 ROUNDING = 1e-6  # of the tolerance: spacings come from float32 headers, and 30 x 0.1 mm is meant to lie within 3 mm
 
 # Marching cubes (Lorensen and Cline, 1987) with edges cut in the middle: which of the eight voxels around a corner are
@@ -57,6 +58,8 @@ SURFACES = {
     0b00111100: [(8, 8, 0)],
     0b01101001: [(4, 4, 4)],
 }
+
+_Points = tuple[np.ndarray, np.ndarray]  # (P,) ascending indices of the flat array, (P,) which case of SURFACES each is
 
 
 def surface_metrics(
@@ -92,25 +95,25 @@ def surface_metrics(
     """
     mask, label = checked_pair(mask, label)
     chosen = checked_ids(ids)
-    tolerances = np.broadcast_to(np.asarray(tolerance_mm, np.float64), len(chosen))
+    tolerances = np.asarray(tolerance_mm, np.float64)
     _check(mask.ndim, chosen, spacing, tolerances, percentile, convention, empty)
+    tolerances = np.broadcast_to(tolerances, len(chosen))
     edges = np.asarray(spacing[::-1] if in_fortran_order(mask) else spacing, np.float64)
     edges = np.concatenate([np.ones(3 - len(edges)), edges])
     by_area = convention == "surface"
+    weights = _areas(edges) if by_area else np.ones(1)
     is_plane = mask.ndim == 2
     framed = [_framed(view, is_plane=is_plane) for view in along_memory(mask, label)]
-    surfaces = [_surfaces(side, chosen, edges if by_area else None, is_plane=is_plane) for side in framed]
     grid = (1 if is_plane else framed[0].shape[0], *framed[0].shape[1:])
     rank = _rank_by_weight if by_area else _rank
+    farthest = math.hypot(*np.multiply(mask.shape, spacing)) if empty == "worst" else math.nan
     found = np.full((len(chosen), len(MEASURES)), np.nan)
-    for row, i, tolerance in zip(found, chosen.tolist(), tolerances.tolist(), strict=True):
-        a, b = surfaces[0][i], surfaces[1][i]
-        if len(a[0]) and len(b[0]):
-            gaps = distances(a[0], b[0], grid, edges), distances(b[0], a[0], grid, edges)
-            row[:] = _measures(gaps, (a[1], b[1]), tolerance, percentile, rank)
-        elif len(a[0]) or len(b[0]):
-            farthest = math.hypot(*np.multiply(mask.shape, spacing)) if empty == "worst" else math.nan
-            row[:] = farthest, farthest, farthest, 0.0
+    for n, (a, a_cases), (b, b_cases) in _surfaces_of_both(framed, chosen, by_area=by_area, is_plane=is_plane):
+        if len(a) and len(b):
+            gaps = distances(a, b, grid, edges), distances(b, a, grid, edges)
+            found[n] = _measures(gaps, (weights[a_cases], weights[b_cases]), tolerances[n], percentile, rank)
+        elif len(a) or len(b):
+            found[n] = farthest, farthest, farthest, 0.0
     return dict(zip(MEASURES, found.T.copy(), strict=True))
 
 
@@ -131,6 +134,8 @@ def _check(
         raise MedsegError("id 0 is the background, which has no surface of its own; leave it out of ids")
     if len(spacing) != num_axes or not all(0 < edge < np.inf for edge in spacing):
         raise MedsegError(f"spacing {tuple(spacing)} must be {num_axes} positive lengths, one per axis of the array")
+    if tolerances.shape not in ((), ids.shape):
+        raise MedsegError(f"{tolerances.size} tolerances for {len(ids)} structures; give one for all, or one for each")
     if not (tolerances >= 0).all():
         raise MedsegError(f"tolerance_mm={tolerances[~(tolerances >= 0)][0]:g} must be 0 or more")
     if not 0 <= percentile <= 100:
@@ -168,38 +173,56 @@ def _rank(distance: np.ndarray, _weight: np.ndarray, percentile: float) -> float
 
 
 def _rank_by_weight(distance: np.ndarray, weight: np.ndarray, percentile: float) -> float:
-    """The smallest distance within which that share of the weight lies."""
+    """The smallest distance within which that share of the weight lies, give or take what the sums round."""
     order = np.argsort(distance)
     share = np.cumsum(weight[order]) / weight.sum()
-    return float(distance[order[min(np.searchsorted(share, percentile / 100), len(order) - 1)]])
+    enough = percentile / 100 - 4 * len(order) * np.finfo(np.float64).eps
+    return float(distance[order[min(np.searchsorted(share, enough), len(order) - 1)]])
 
 
-def _surfaces(
-    framed: np.ndarray, wanted: np.ndarray, edges: np.ndarray | None, *, is_plane: bool
-) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """The surface of each wanted id as points, (P,) ascending indices of the flat array, and their weights (P,).
+def _surfaces_of_both(
+    framed: Sequence[np.ndarray], wanted: np.ndarray, *, by_area: bool, is_plane: bool
+) -> Iterator[tuple[int, _Points, _Points]]:
+    """The place of each wanted id among them and its surfaces on both sides, in any order; arguments as `_surfaces`."""
+    waiting = [np.arange(len(wanted))]
+    while waiting:
+        places = waiting.pop()
+        sides = [_surfaces(side, wanted[places], by_area=by_area, is_plane=is_plane) for side in framed]
+        if None in sides:
+            waiting += np.array_split(places, 2)
+        else:
+            yield from zip(places.tolist(), *sides, strict=True)
+
+
+def _surfaces(framed: np.ndarray, wanted: np.ndarray, *, by_area: bool, is_plane: bool) -> list[_Points] | None:
+    """The surface of each wanted id; None where there are several and they have more than MOST_POINTS together.
 
     Args:
         framed: as `_framed` gives it.
-        edges: lengths of a voxel's edges; with them corners by their area, without them edge voxels of weight 1.
+        by_area: corners, else edge voxels, whose case is 0.
     """
     is_wanted = np.zeros(LARGEST_ID + 1, bool)
     is_wanted[wanted] = True
     plane, row = framed.shape[1] * framed.shape[2], framed.shape[2]
-    if edges is None:
-        first, last, around = plane, framed.size - plane, np.array([1, -1, row, -row, plane, -plane])
-    else:
+    if by_area:
         first, last = plane if is_plane else 0, framed.size - plane - row - 1
         around = np.array([4 * [0], 4 * [plane]]).ravel() + np.tile([0, 1, row, row + 1], 2)
-    starts, points, cases = _sorted_by_id(*_walk(framed.ravel(), first, last, around, is_wanted))
-    weights = np.ones(1) if edges is None else _areas(edges)
-    parts = ((i, slice(starts[i], starts[i + 1])) for i in wanted.tolist())
-    return {i: (points[part], weights[cases[part]]) for i, part in parts}
+    else:
+        first, last, around = plane, framed.size - plane, np.array([1, -1, row, -row, plane, -plane])
+    most = MOST_POINTS if len(wanted) > 1 else len(around) * framed.size
+    points, found, cases = _walk(framed.ravel(), first, last, around, is_wanted, most)
+    if len(points) > most:
+        return None
+    starts, points, cases = _sorted_by_id(points, found, cases)
+    if is_plane:
+        points -= plane  # walked was the middle one of three; on the grid it is the only one
+    parts = (slice(starts[i], starts[i + 1]) for i in wanted.tolist())
+    return [(points[part], cases[part]) for part in parts]
 
 
 def _framed(view: np.ndarray, *, is_plane: bool) -> np.ndarray:
     """The same ids, contiguous, with background around; a plane has itself on both sides: nothing ends there."""
-    framed = np.zeros([n + 2 for n in view.shape], view.dtype)
+    framed = np.zeros([n + 2 for n in view.shape], np.uint8 if view.itemsize == 1 else np.uint16)
     framed[slice(None) if is_plane else slice(1, -1), 1:-1, 1:-1] = view
     return framed
 
@@ -224,10 +247,11 @@ def _areas(edges: np.ndarray) -> np.ndarray:
 
 
 @njit(nogil=True, cache=True)
-def _walk(flat, first, last, around, is_wanted):
+def _walk(flat, first, last, around, is_wanted, most):
     """Index, id and case of every surface point of wanted ids among flat[first:last], in ascending order.
 
     Args:
+        most: the walk ends where it has found more than this.
         around: steps to the voxels that decide: the six neighbours of an edge voxel, or the eight around a corner, by
             bit of SURFACES, and then the case is which of them have the id.
     """
@@ -235,6 +259,8 @@ def _walk(flat, first, last, around, is_wanted):
     words, lanes = marks.view(np.uint64), 8 // flat.itemsize
     points, found, cases, num = *_room(16 * PIECE), 0
     for start in range(first, last, PIECE):
+        if num > most:
+            break
         if not _mark(flat, start, min(PIECE, last - start), around, marks):
             continue
         if num + 8 * PIECE > len(points):
