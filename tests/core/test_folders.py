@@ -158,6 +158,52 @@ def test_a_folder_in_use_is_refused_unless_asked_for(cohort):
     assert "Not a medical device" in report(cohort / "out")
 
 
+def test_overwriting_keeps_what_is_not_ours(cohort):
+    (cohort / "good").rename(cohort / "pictures")
+    for _ in range(2):
+        evaluate_folders(cohort / "pictures", cohort / "ref", cohort, HERE, overwrite=True)
+    assert len(list((cohort / "pictures").glob("*.nii.gz"))) == 6
+
+
+def test_names_without_ids_are_not_matched_with_ids_without_names(cohort):
+    label = boxes(0)
+    for i, name in enumerate(("liver", "spleen"), 1):
+        write_volume(Volume((label == i).astype(np.uint8), AFFINE), cohort / "named" / "c0" / f"{name}.nii.gz")
+    with pytest.raises(MedsegError, match=r"has names and .* has ids; say which id is which: --labels"):
+        evaluate_folders(cohort / "good", cohort / "named", cohort / "out", HERE)
+
+
+def test_a_structure_that_only_the_prediction_names_is_invented(cohort):
+    (cohort / "ref" / "labels.json").write_text('{"liver": 1, "spleen": 2}')
+    (cohort / "good" / "labels.json").write_text('{"tumour": 1, "spleen": 2}')
+    evaluation, _ = evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE)
+    found = {row["name"]: row["status"] for row in evaluation.rows if row["case"] == "c0"}
+    assert found == {"liver": "missed", "spleen": "both", "tumour": "invented"}
+
+
+def test_an_image_that_cannot_be_read_costs_its_overlay_alone(cohort):
+    (cohort / "images").mkdir()
+    (cohort / "images" / "c0.nii.gz").write_bytes(b"no gzip")
+    _, failed = evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE, images=cohort / "images")
+    assert not failed
+    assert (cohort / "out" / "report.html").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"measures": ("surfce",)}, {"connectivity": 5}])
+def test_a_setting_that_cannot_be_is_told_before_any_work(cohort, wrong):
+    with pytest.raises(MedsegError, match=r"did you mean 'surface'|connectivity 5"):
+        evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", ScoreConfig(workers=1, **wrong))
+    assert not (cohort / "out").exists()
+
+
+def test_a_rival_with_fewer_cases_takes_none_from_the_model(cohort):
+    for n in (0, 1):
+        (cohort / "bad" / f"c{n}.nii.gz").unlink()
+    evaluation, _ = evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE, compare=cohort / "bad")
+    assert len(evaluation.cases) == 6
+    assert {row["n_cases"] for row in evaluation.rivalry if row["kind"] == "all" and row["measure"] == "dice"} == {4}
+
+
 def test_any_executor_gives_the_same_tables(cohort):
     evaluate_folders(cohort / "good", cohort / "ref", cohort / "here", HERE)
     with ThreadPoolExecutor(3) as pool:
@@ -243,7 +289,8 @@ def test_anonymous_leaves_no_name_behind_in_what_is_shown(cohort):
     for folder in ("good", "ref"):
         (cohort / folder / "c3.nii.gz").rename(cohort / folder / "Jane_Doe.nii.gz")
     config = ScoreConfig(anonymous=True, workers=1)
-    evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", config, title="A cohort")
+    (cohort / "ref" / "c5.nii.gz").rename(cohort / "ref" / "Jane_Doe_2.nii.gz")
+    evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", config)
     shown = [file for file in (cohort / "out").rglob("*") if file.suffix in (".csv", ".json", ".html")]
     assert len(shown) == 5
     for file in shown:

@@ -120,6 +120,7 @@ def evaluate(
     as they are, paired by name. A bad case costs only itself; the same call on an unfinished --out goes on.
     """
     from medseg_core.cohort import dask_executor
+    from medseg_core.distributed import place
     from medseg_core.folders import evaluate_folders
     from medseg_core.labelmaps import read_labels
 
@@ -128,7 +129,8 @@ def evaluate(
         found, failed = evaluate_folders(
             pred, ref, out, config, labels=named, compare=compare, images=images, executor=executor, overwrite=overwrite
         )
-    tell({**found.headline(), "report": str(out / "report.html")}, as_json=as_json)
+    if place()[0] == 0:  # of many processes one speaks
+        tell({**found.headline(), "report": str(out / "report.html")}, as_json=as_json)
     tell_failures(failed)
 
 

@@ -143,8 +143,9 @@ class Evaluation:
             gap = self.against(self.baselines[self.rival], "dice")
             numbers |= {"compared_with": self.rival, "difference": gap["difference"], "p": gap["p"]}
             numbers |= {"difference_low": gap["low"], "difference_high": gap["high"]}
+        left = {"not_scored": len(self.audit["not_scored"]), "unpaired": self.audit["unpaired"]} if self.audit else {}
         counts = {"structures": "n", "missed": "n_missed", "invented": "n_invented"}
-        return numbers | {"cases": len(self.cases), **{name: mine.get(key, 0) for name, key in counts.items()}}
+        return numbers | {"cases": len(self.cases), **left, **{name: mine.get(key, 0) for name, key in counts.items()}}
 
     @cached_property
     def rivalry(self) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
@@ -16,16 +15,19 @@ from medseg_core.cases import Case
 from medseg_core.cohort import answers, clear_journal, for_each, processes
 from medseg_core.config import as_dict
 from medseg_core.distributed import gather, place
-from medseg_core.errors import MedsegError
+from medseg_core.errors import MedsegError, meant
 from medseg_core.evaluate import Evaluation, named_once, write_tables
 from medseg_core.gallery import draw_overlay, surfaces_of
 from medseg_core.io import SUFFIXES, case_name
 from medseg_core.labelmaps import LabelMap, find_label_maps
+from medseg_core.masks import CONNECTIVITIES
 from medseg_core.report import shown_cases, write_report
+from medseg_core.score import KINDS
 from medseg_core.scoring import EMPTY, LABEL, MODEL, RIVAL, how_of, read_pair, rows_of, score_case
 from medseg_core.settings import ScoreConfig
 from medseg_core.table import Rows
 
+TABLES = ("cases.csv", "baselines.csv", "summary.csv", "summary.json", "comparison.csv")
 REPORT, PICTURES = "report.html", "pictures"
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,9 @@ class _Plan:
     labels: Mapping[int, str] | None
     rival: str
     notes: Sequence[str]
+    refused: Mapping[str, str]
+    unpaired: int
+    unlisted: Sequence[str]
 
 
 def evaluate_folders(
@@ -80,7 +85,14 @@ def evaluate_folders(
         MedsegError: nothing to pair, or an output in use.
     """
     out = Path(out)
+    _check(config)
     plan = _plan(Path(pred), Path(ref), labels, compare=compare, images=images, only=only)
+    if config.anonymous:
+        notes = [*notes, f"{plan.unpaired} cases without a partner on the other side"] if plan.unpaired else notes
+        title, plan = (
+            title or "Prediction against reference",
+            replace(plan, notes=(), rival=plan.rival and "other model"),
+        )
     _make_ready(out, plan, overwrite=overwrite)
     settings = {"pred": str(pred), "ref": str(ref), "compare": str(compare or ""), **as_dict(config)}
     settings |= {"labels": {str(i): name for i, name in (plan.labels or {}).items()}, "only": sorted(only or ())}
@@ -88,18 +100,31 @@ def evaluate_folders(
     work = partial(score_case, labels=plan.labels, config=config)
     with _pool(config.workers, len(plan.cases)) if executor is None else nullcontext(executor) as pool:
         outcome = for_each(plan.cases, work, out=out, config=settings, executor=pool)
-    evaluation, alias = _gathered(out, plan, config, groups or {})
-    if place()[0]:
-        return evaluation, outcome.failed
+    failed = {**plan.refused, **outcome.failed}
+    evaluation, alias = _gathered(out, plan, config, groups or {}, failed)
     if not evaluation.rows:
-        why = next(iter(outcome.failed.values()), "no structure is on either side of any case; check the labels")
+        why = next(iter(failed.values()), "no structure is on either side of any case; check the labels")
         raise MedsegError(f"nothing could be scored in {len(plan.cases)} cases; first: {why}")
-    evaluation = replace(evaluation, **_looks(evaluation, plan, config, alias, out))
-    write_tables(evaluation, out)
-    told = [*notes, *plan.notes, *(_failure(case, why, alias, config) for case, why in outcome.failed.items())]
-    title = title or f"{Path(pred).name} against {Path(ref).name}"
-    write_report(out, evaluation, title=title, pictures=pictures, notes=told)
-    return evaluation, outcome.failed
+    try:
+        if place()[0] == 0:
+            write_tables(evaluation, out)
+            evaluation = replace(evaluation, **_looks(evaluation, plan, config, alias, out))
+            told = [*notes, *plan.notes, *(_failure(case, why, alias, config) for case, why in failed.items())]
+            title = title or f"{Path(pred).name} against {Path(ref).name}"
+            write_report(out, evaluation, title=title, pictures=pictures, notes=told)
+    finally:
+        gather("")  # who is done first must not end the others
+    return evaluation, failed
+
+
+def _check(config: ScoreConfig) -> None:
+    """What would else fail in every case."""
+    unknown = [kind for kind in config.measures if kind not in KINDS]
+    if unknown:
+        raise MedsegError(f"there are no measures {unknown[0]!r}{meant(unknown[0], KINDS)}; kinds: {', '.join(KINDS)}")
+    allowed = sorted(n for numbers in CONNECTIVITIES.values() for n in numbers)
+    if config.connectivity not in (None, *allowed):
+        raise MedsegError(f"connectivity {config.connectivity} does not exist; it is one of {allowed}, or none")
 
 
 def _plan(
@@ -114,29 +139,47 @@ def _plan(
     true = {case: found for case, found in find_label_maps(ref).items() if only is None or case in only}
     mine = _paired_if_single(find_label_maps(pred), true)
     theirs = _paired_if_single(find_label_maps(Path(compare)), true) if compare else {}
-    chosen = named_once(labels) if labels is not None else _names_of([*true.values(), *mine.values()])
-    shared = sorted(true.keys() & mine.keys() & (theirs.keys() if compare else true.keys()))
+    every = [*true.values(), *mine.values(), *theirs.values()]
+    chosen = named_once(labels) if labels is not None else _names_of(every)
+    unlisted = sorted({name for one in every for name in one.names()} - set((chosen or {}).values()))
+    shared = sorted(true.keys() & mine.keys())
     if not shared:
         raise MedsegError(f"{pred} and {ref} share no case name: {_some(mine)} against {_some(true)}")
     scans = _images(images, shared)
-    cases = []
+    cases, refused = [], {}
     for case in shared:
         files = {MODEL: mine[case].path, LABEL: true[case].path} | scans.get(case, {})
-        cases.append(Case(case, files | ({RIVAL: theirs[case].path} if compare else {})))
+        try:
+            cases.append(Case(case, files | ({RIVAL: theirs[case].path} if case in theirs else {})))
+        except MedsegError as error:
+            refused[case] = str(error)
     notes = _without_partner(mine, true, pred, ref) + (_without_partner(theirs, true, compare, ref) if compare else [])
     rival = ""
     if compare:
         rival = Path(compare).name if Path(compare).name not in (pred.name, EMPTY) else str(compare)
-    return _Plan(cases, chosen, rival, notes)
+    return _Plan(cases, chosen, rival, notes, refused, len(true.keys() ^ mine.keys()), unlisted)
 
 
 def _names_of(found: Sequence[LabelMap]) -> dict[int, str] | None:
-    """id -> name from a `labels.json` beside label maps, else the names of masks, numbered; None where none are."""
+    """id -> name from a `labels.json` beside label maps, else the names of masks, numbered; None where none are.
+
+    A name that the first list lacks gets an id of its own: what only one side names is missed or invented.
+
+    Raises:
+        MedsegError: names without ids on one side and ids without names on the other.
+    """
     listed = [one.ids for one in found if one.ids]
-    if listed:
-        return named_once({i: name for name, i in listed[0].items()})
-    names = sorted({name for one in found for name in one.names()})
-    return dict(enumerate(names, 1)) or None
+    bare = [one for one in found if one.annotated is None]
+    masks = [one for one in found if one.masks is not None]
+    if masks and bare and not listed:
+        fix = "say which id is which: --labels FILE, or a labels.json beside the files"
+        raise MedsegError(f"{masks[0].path} has names and {bare[0].path} has ids; {fix}")
+    names = {name: i for name, i in listed[0].items() if i} if listed else {}
+    free = max((i for ids in listed for i in ids.values()), default=0)
+    for n, name in enumerate(sorted({name for one in found for name in one.names()} - names.keys()), 1):
+        if not bare:
+            names[name] = free + n
+    return named_once({i: name for name, i in names.items()}) or None
 
 
 def _images(images: Path | Mapping[str, Path] | None, cases: Sequence[str]) -> dict[str, dict[str, Path]]:
@@ -161,13 +204,14 @@ def _make_ready(out: Path, plan: _Plan, *, overwrite: bool) -> None:
     why = ""
     if place()[0] == 0:
         known = {case for case, _ in answers(out)} if not overwrite else set()
-        if overwrite:
+        if overwrite and any(out.glob("journal*.jsonl")):  # else nothing there is ours
             clear_journal(out)
-            (out / REPORT).unlink(missing_ok=True)
-            shutil.rmtree(out / PICTURES, ignore_errors=True)
-        elif (out / REPORT).exists() and known >= {case.id for case in plan.cases}:
+            ours = [*(out / name for name in TABLES), out / REPORT, *out.glob(f"{PICTURES}/[0-9][0-9][0-9][0-9].png")]
+            for file in ours:
+                file.unlink(missing_ok=True)
+        elif not overwrite and (out / REPORT).exists() and known >= {case.id for case in plan.cases}:
             why = f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out"
-        elif out.is_dir() and any(out.iterdir()) and not any(out.glob("journal*.jsonl")):
+        elif not overwrite and out.is_dir() and any(out.iterdir()) and not any(out.glob("journal*.jsonl")):
             why = f"{out} is not empty and was not begun by evaluate; choose another --out, or add --overwrite"
     (why, *_) = gather(why)
     if why:
@@ -186,10 +230,10 @@ def _pool(workers: int, num_cases: int) -> Iterator[Executor | None]:
 
 
 def _gathered(
-    out: Path, plan: _Plan, config: ScoreConfig, groups: Mapping[str, str]
+    out: Path, plan: _Plan, config: ScoreConfig, groups: Mapping[str, str], failed: Mapping[str, str]
 ) -> tuple[Evaluation, dict[str, str]]:
     """The evaluation of all that is in the journals, and case -> the name it has there."""
-    names = sorted(case.id for case in plan.cases)
+    names = sorted([*(case.id for case in plan.cases), *plan.refused])
     alias = {case: f"case {n:04d}" if config.anonymous else case for n, case in enumerate(names, 1)}
     rows: dict[str, list[Rows]] = {name: [Rows(), Rows()] for name in (MODEL, EMPTY, *([RIVAL] if plan.rival else []))}
     audit, scored, unit = Audit(plan.labels), [], ""
@@ -206,7 +250,10 @@ def _gathered(
     shared = {"groups": groups, "cases": tuple(scored), "about": about}
     made = {name: Evaluation(*found, **shared) for name, found in rows.items()}
     others = {plan.rival if name == RIVAL else name: made[name] for name in made if name != MODEL}
-    return replace(made[MODEL], baselines=others, rival=plan.rival, audit=audit.found()), alias
+    found = audit.found() | {"not_scored": sorted(alias[case] for case in failed), "unpaired": plan.unpaired}
+    if plan.unlisted:
+        found["findings"].append(f"named in the files and not in the class list, not scored: {_some(plan.unlisted)}")
+    return replace(made[MODEL], baselines=others, rival=plan.rival, audit=found), alias
 
 
 def _looks(

@@ -184,7 +184,7 @@ def read_labels(path: Path) -> dict[int, str]:
         raise MedsegError(f"the class list {path} is not valid JSON: {error}") from None
     if isinstance(content, dict) and isinstance(content.get("labels"), (dict, list)):
         content = content["labels"]
-    pairs = _pairs(content)
+    pairs = [(label, name) for label, name in _pairs(content) if (label, name.lower()) != (0, "background")]
     if not pairs:
         raise MedsegError(f"{path} is no class list; write JSON {{name: id}} or {{id: name}}, or a name per line")
     labels = dict(pairs)

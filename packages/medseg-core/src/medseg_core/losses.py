@@ -9,14 +9,14 @@ Legend: N cases, K classes, V voxels.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medseg_core.blocks import BlockSums
+from medseg_core.blocks import BlockSums, Measure, Sigmoid, Softmax
 from medseg_core.errors import MedsegError, meant
 
 Loss = Callable[..., Tensor]
@@ -50,8 +50,8 @@ def focal_loss(
         logits, label, ignore, known: as for `cross_entropy`.
         gamma: 0 is cross entropy, 2 the paper's; 0 or at least 1.
     """
-    surprise, voxels = _softmax_sums(partial(_surprise, gamma=gamma), logits, label, ignore, known)
-    return (surprise / voxels.clamp(min=1)).mean()
+    surprise, _, true = _softmax_sums(_surprise(gamma), logits, label, ignore, known)
+    return _over_voxels(surprise, true)
 
 
 def dice_loss(
@@ -108,8 +108,7 @@ def dice_ce(
 ) -> Tensor:
     """`dice_loss` plus `cross_entropy`, with one softmax for both; arguments are theirs."""
     surprise, both, probs, true = _softmax_sums(_overlap, logits, label, ignore, known)
-    dice = _over_present(_dice(both, probs, true, smooth), _foreground(true))
-    return dice + (surprise.sum(1) / true.sum(1).clamp(min=1)).mean()
+    return _over_present(_dice(both, probs, true, smooth), _foreground(true)) + _over_voxels(surprise, true)
 
 
 def dice_balanced_ce(
@@ -120,10 +119,9 @@ def dice_balanced_ce(
     A structure of fifty voxels among a hundred classes is otherwise unseen for hundreds of steps: Dice has no slope
     where its probability is 0, and among all voxels it hardly counts. Arguments are as for `dice_loss`.
     """
-    surprise, both, probs, true = _softmax_sums(_overlap, logits, label, ignore, known)
+    surprise, both, probs, true = _softmax_sums(_overlap_of_each, logits, label, ignore, known)
     dice = _over_present(_dice(both, probs, true, smooth), _foreground(true))
-    of_voxels = (surprise.sum(1) / true.sum(1).clamp(min=1)).mean()
-    return dice + (of_voxels + _over_present(surprise / true.clamp(min=1), true > 0)) / 2
+    return dice + (_over_voxels(surprise, true) + _over_present(surprise / true.clamp(min=1), true > 0)) / 2
 
 
 def bce(logits: Tensor, target: Tensor, *, known: Tensor | None = None) -> Tensor:
@@ -153,9 +151,8 @@ def multilabel_focal(
         gamma: 0 is binary cross entropy; 0 or at least 1.
         alpha: weight of foreground voxels, 1 - alpha that of background (the paper's 0.25); None weighs both by 1.
     """
-    (surprise,) = _sigmoid_sums(partial(_binary_surprise, gamma=gamma, alpha=alpha), logits, target, known)
-    everywhere = torch.ones_like(surprise, dtype=torch.bool) if known is None else known
-    return _over_present(surprise / logits[0, 0].numel(), everywhere)
+    (surprise,) = _sigmoid_sums(_binary_surprise(gamma, alpha), logits, target, known)
+    return _over_known(surprise / logits[0, 0].numel(), known)
 
 
 def multilabel_dice(logits: Tensor, target: Tensor, *, smooth: float = 1.0, known: Tensor | None = None) -> Tensor:
@@ -189,8 +186,10 @@ def multilabel_tversky(
 
 
 def dice_bce(logits: Tensor, target: Tensor, *, smooth: float = 1.0, known: Tensor | None = None) -> Tensor:
-    """`multilabel_dice` plus `bce`; arguments are theirs."""
-    return multilabel_dice(logits, target, smooth=smooth, known=known) + bce(logits, target, known=known)
+    """`multilabel_dice` plus `bce`, with one pass for both; arguments are theirs."""
+    surprise, both, probs, true = _sigmoid_sums(_binary_overlap_and_surprise, logits, target, known)
+    dice = _over_present(_dice(both, probs, true, smooth), _present(true, known))
+    return dice + _over_known(surprise / logits[0, 0].numel(), known)
 
 
 LOSSES: Mapping[Literal["softmax", "sigmoid"], Mapping[str, Loss]] = {
@@ -253,84 +252,93 @@ def _present(true: Tensor, known: Tensor | None) -> Tensor:
     return true > 0 if known is None else (true > 0) & known
 
 
+def _over_voxels(values: Tensor, true: Tensor) -> Tensor:
+    """The mean over cases of the mean over voxels: sums by class (N, K), voxels by class (N, K) -> scalar."""
+    return (values.sum(1) / true.sum(1).clamp(min=1)).mean()
+
+
 def _over_present(values: Tensor, present: Tensor) -> Tensor:
     """The mean over cases of the mean over present classes: (N, K), (N, K) bool -> scalar; 0 for a case of none."""
     return (values.masked_fill(~present, 0).sum(1) / present.sum(1).clamp(min=1)).mean()
 
 
-def _log_probs(x_NKV: Tensor, y_NV: Tensor, known_NK: Tensor | None) -> tuple[Tensor, Tensor]:
-    """log p of each class (N, K, V) and of the true one (N, V), which on background is "anything not annotated"."""
-    log_p_NKV = x_NKV.log_softmax(1)
-    log_true_NV = log_p_NKV.gather(1, y_NV[:, None])[:, 0]
-    if known_NK is None:
-        return log_p_NKV, log_true_NV
-    apart_NK = known_NK.clone()
-    apart_NK[:, 0] = False
-    log_rest_NV = log_p_NKV.masked_fill(apart_NK[:, :, None], -torch.inf).logsumexp(1)
-    return log_p_NKV, torch.where(y_NV == 0, log_rest_NV, log_true_NV)
+def _over_known(values: Tensor, known: Tensor | None) -> Tensor:
+    """As `_over_present`, over all classes that were annotated."""
+    return _over_present(values, torch.ones_like(values, dtype=torch.bool) if known is None else known)
 
 
-def _surprise(
-    x_NKV: Tensor, y_NV: Tensor, skip_NV: Tensor | None, *, known: Tensor | None, gamma: float
-) -> tuple[Tensor, ...]:
-    """Sums of (1 - p)^gamma * -log p of the true class, and of voxels that count: (N,), (N,)."""
-    _, log_true_NV = _log_probs(x_NKV, y_NV, known)
-    surprise_NV, one_NV = -log_true_NV, torch.ones_like(x_NKV[:, 0], requires_grad=False)
-    if gamma:
-        surprise_NV = surprise_NV * (-torch.expm1(log_true_NV)).clamp(min=0) ** gamma
-    if skip_NV is not None:
-        surprise_NV, one_NV = (t.masked_fill(skip_NV, 0) for t in (surprise_NV, one_NV))
-    return surprise_NV.sum(1), one_NV.sum(1)
+def _surprise(gamma: float) -> Measure:
+    """(1 - p)^gamma * -log p of the true class."""
+    if not gamma:
+        return Measure(lambda log_p: (-log_p,), lambda p: (-p.new_ones(()),), (False,))
+    return Measure(
+        lambda log_p: (-log_p * (-torch.expm1(log_p)).clamp(min=0) ** gamma,),
+        lambda p: (gamma * torch.xlogy(p, p) * (1 - p) ** (gamma - 1) - (1 - p) ** gamma,),
+        (False,),
+    )
 
 
-def _overlap(x_NKV: Tensor, y_NV: Tensor, skip_NV: Tensor | None, *, known: Tensor | None) -> tuple[Tensor, ...]:
-    """By class (N, K): sums over its label of -log p and of p; of p anywhere; and its label's voxels."""
-    log_p_NKV, log_true_NV = _log_probs(x_NKV, y_NV, known)
-    p_NKV, p_true_NV, one_NV = log_p_NKV.exp(), log_true_NV.exp(), torch.ones_like(x_NKV[:, 0], requires_grad=False)
-    if skip_NV is not None:
-        log_true_NV, p_true_NV, one_NV = (t.masked_fill(skip_NV, 0) for t in (log_true_NV, p_true_NV, one_NV))
-        p_NKV = p_NKV.masked_fill(skip_NV[:, None], 0)
-    zeros_NK = torch.zeros_like(x_NKV[:, :, 0], requires_grad=False)
-    surprise_NK, both_NK, true_NK = (zeros_NK.scatter_add(1, y_NV, t) for t in (-log_true_NV, p_true_NV, one_NV))
-    return surprise_NK, both_NK, p_NKV.sum(2), true_NK
+_overlap = Measure(lambda log_p: (-log_p, log_p.exp()), lambda p: (-p.new_ones(()), p), (False, True))
+_overlap_of_each = replace(_overlap, by_class=(True, True))
 
 
-def _binary_surprise(x_NKV: Tensor, t_NKV: Tensor, *, gamma: float, alpha: float | None) -> tuple[Tensor, ...]:
-    t_NKV = t_NKV.to(x_NKV.dtype)
-    surprise_NKV = F.binary_cross_entropy_with_logits(x_NKV, t_NKV, reduction="none")
-    if gamma:
-        wrong_NKV = t_NKV + (1 - 2 * t_NKV) * x_NKV.sigmoid()
-        surprise_NKV = surprise_NKV * wrong_NKV**gamma
-    if alpha is not None:
-        surprise_NKV = surprise_NKV * (alpha * t_NKV + (1 - alpha) * (1 - t_NKV))
-    return (surprise_NKV.sum(2),)
+def _binary_surprise(gamma: float, alpha: float | None) -> Measure:
+    """(1 - p of the truth)^gamma times binary cross entropy, weighted by alpha."""
+
+    def weighted(values_NKB: Tensor, t_NKB: Tensor) -> tuple[Tensor]:
+        return (values_NKB if alpha is None else values_NKB * (alpha * t_NKB + (1 - alpha) * (1 - t_NKB)),)
+
+    def values(x_NKB: Tensor, t_NKB: Tensor) -> tuple[Tensor]:
+        surprise_NKB = F.binary_cross_entropy_with_logits(x_NKB, t_NKB, reduction="none")
+        if gamma:
+            surprise_NKB *= (t_NKB + (1 - 2 * t_NKB) * x_NKB.sigmoid()) ** gamma
+        return weighted(surprise_NKB, t_NKB)
+
+    def slopes(x_NKB: Tensor, t_NKB: Tensor) -> tuple[Tensor]:
+        p_NKB = x_NKB.sigmoid()
+        if not gamma:
+            return weighted(p_NKB - t_NKB, t_NKB)
+        surprise_NKB = F.binary_cross_entropy_with_logits(x_NKB, t_NKB, reduction="none")
+        wrong_NKB, turn_NKB = t_NKB + (1 - 2 * t_NKB) * p_NKB, (1 - 2 * t_NKB) * p_NKB * (1 - p_NKB)
+        fading_NKB = gamma * wrong_NKB ** (gamma - 1) * turn_NKB
+        return weighted(wrong_NKB**gamma * (p_NKB - t_NKB) + fading_NKB * surprise_NKB, t_NKB)
+
+    return Measure(values, slopes)
 
 
-def _binary_overlap(x_NKV: Tensor, t_NKV: Tensor) -> tuple[Tensor, ...]:
-    t_NKV, p_NKV = t_NKV.to(x_NKV.dtype), x_NKV.sigmoid()
-    return (p_NKV * t_NKV).sum(2), p_NKV.sum(2), t_NKV.sum(2)
+def _binary_overlap_values(x_NKB: Tensor, t_NKB: Tensor) -> tuple[Tensor, ...]:
+    p_NKB = x_NKB.sigmoid()
+    return p_NKB * t_NKB, p_NKB, t_NKB
+
+
+def _binary_overlap_slopes(x_NKB: Tensor, t_NKB: Tensor) -> tuple[Tensor | None, ...]:
+    p_NKB = x_NKB.sigmoid()
+    slope_NKB = p_NKB * (1 - p_NKB)
+    return slope_NKB * t_NKB, slope_NKB, None
+
+
+def _joined(first: Measure, second: Measure) -> Measure:
+    return Measure(
+        lambda *at: (*first.values(*at), *second.values(*at)), lambda *at: (*first.slopes(*at), *second.slopes(*at))
+    )
+
+
+_binary_overlap = Measure(_binary_overlap_values, _binary_overlap_slopes)
+_binary_overlap_and_surprise = _joined(_binary_surprise(0.0, None), _binary_overlap)
 
 
 def _softmax_sums(
-    measure: Callable[..., tuple[Tensor, ...]], logits: Tensor, label: Tensor, ignore: int | None, known: Tensor | None
+    measure: Measure, logits: Tensor, label: Tensor, ignore: int | None, known: Tensor | None
 ) -> tuple[Tensor, ...]:
     _check(logits, (logits.shape[0], *logits.shape[2:]), label, known)
     if logits.shape[1] < 2:
         raise MedsegError("one channel is a yes or no: use a sigmoid loss, or give background a channel of its own")
-    label = label.flatten(1).long()
-    skip = None if ignore is None else label == ignore
-    if skip is not None:
-        label = label.masked_fill(skip, 0)
-    if known is not None:
-        label = label.masked_fill(~known.gather(1, label), 0)
-    return BlockSums.apply(logits.flatten(2), partial(measure, known=known), label, skip)
+    return BlockSums.apply(logits.flatten(2), Softmax(measure, ignore), label.flatten(1), known)
 
 
-def _sigmoid_sums(
-    measure: Callable[..., tuple[Tensor, ...]], logits: Tensor, target: Tensor, known: Tensor | None
-) -> tuple[Tensor, ...]:
+def _sigmoid_sums(measure: Measure, logits: Tensor, target: Tensor, known: Tensor | None) -> tuple[Tensor, ...]:
     _check(logits, tuple(logits.shape), target, known)
-    return BlockSums.apply(logits.flatten(2), measure, target.flatten(2))
+    return BlockSums.apply(logits.flatten(2), Sigmoid(measure), target.flatten(2), known)
 
 
 def _check(logits: Tensor, shape: tuple[int, ...], target: Tensor, known: Tensor | None) -> None:

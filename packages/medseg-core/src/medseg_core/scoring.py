@@ -1,5 +1,6 @@
 """The work of an evaluation for one case: read both sides, score them, and say what they lie on."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -16,14 +17,17 @@ from medseg_core.score import array_of, differs, spacing_of
 from medseg_core.settings import ScoreConfig
 from medseg_core.volume import Picture, Volume
 
+log = logging.getLogger(__name__)
+
 MODEL, RIVAL, LABEL, EMPTY = "mask", "rival", "label", "empty"
 ROLES = (MODEL, LABEL, RIVAL)
 OF_SCORE = {"measures", "tolerance", "percentile", "convention", "empty", "connectivity", "min_iou"}
 
 
 def how_of(config: ScoreConfig) -> dict[str, Any]:
-    """The settings that `score` takes."""
-    return {field.name: getattr(config, field.name) for field in fields(ScoreConfig) if field.name in OF_SCORE}
+    """The settings that `score` takes; without overlap nobody would see what was missed."""
+    how = {field.name: getattr(config, field.name) for field in fields(ScoreConfig) if field.name in OF_SCORE}
+    return how | {"measures": tuple(dict.fromkeys(("overlap", *config.measures)))}
 
 
 def score_case(case: Case, *, labels: Mapping[int, str] | None, config: ScoreConfig) -> dict[str, Any]:
@@ -63,7 +67,12 @@ def read_pair(case: Case, *, labels: Mapping[int, str] | None, config: ScoreConf
     held = {role: label_map(case.files[role]).read_audited(_ids(labels))[0] for role in (MODEL, LABEL)}
     pair = _pair(case, held, labels, config)
     files = {role: case.files[role] for role in ("ct", "image") if role in case.files}
-    images = {role: array_of((read_picture if is_picture(file) else read_volume)(file)) for role, file in files.items()}
+    images = {}
+    for role, file in files.items():
+        try:
+            images[role] = array_of((read_picture if is_picture(file) else read_volume)(file))
+        except MedsegError as error:  # an overlay can do without; the scores are there
+            log.warning("%s: shown without its image: %s", case.id, error)
     fitting = {role: image for role, image in images.items() if image.shape[: pair.label.ndim] == pair.label.shape}
     return replace(pair, images=fitting)
 

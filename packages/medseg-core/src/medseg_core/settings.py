@@ -104,7 +104,8 @@ class ScoreConfig:
     """Scores."""
 
     measures: tuple[str, ...] = setting(
-        ("overlap", "surface"), "Kinds of measures: overlap,surface,centreline (clDice of tubes),lesions."
+        ("overlap", "surface"),
+        "Kinds of measures beside overlap: surface,centreline (clDice of tubes),lesions.",
     )
     tolerance: float = setting(3.0, "How far surfaces may lie apart to agree (NSD), in mm, nm or pixels.", low=0)
     percentile: float = setting(95.0, "Of the Hausdorff distance.", low=0, high=100)
