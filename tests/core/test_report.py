@@ -124,8 +124,24 @@ def test_plotly_is_embedded_once_and_cannot_upload(shown: Path):
 def test_pictures_are_embedded_no_wider_than_they_are_looked_at(shown: Path):
     images = [attributes for tag, attributes in Page(shown).tags if tag == "img"]
     assert [image["alt"] for image in images][-1] == "training curves"
-    assert len(images) == 8  # detection, distributions, ranking, four cases, curves
+    assert len(images) == 7  # detection, distributions, ranking, the two worst cases of four and the best, curves
     assert "Overlays Worst case: d" in Page(shown).text
+
+
+@pytest.mark.parametrize(
+    ("num", "words"),
+    [
+        (0, []),
+        (1, ["worst"]),
+        (3, ["worst", "median", "best"]),
+        (20, ["worst", "2nd worst", "3rd worst", "4th worst", "median", "best"]),
+    ],
+)
+def test_the_worst_the_median_and_the_best_are_shown(num: int, words: list[str]):
+    shown = report.shown_cases(range(num))
+    assert list(shown) == words
+    assert list(shown.values()) == sorted(set(shown.values()))
+    assert num < 3 or (shown["worst"], shown["median"], shown["best"]) == (0, (num - 1) // 2, num - 1)
 
 
 def test_pictures_beyond_the_size_of_a_page_are_named_instead(

@@ -283,3 +283,15 @@ def test_a_table_refuses_several_tolerances():
     pair = Pair("s01", *moved(), spacing=SPACING)
     with pytest.raises(MedsegError, match=r"tolerance \[1, 2\] must be one number.*score.score"):
         score_pair(pair, {1: "a", 2: "b"}, tolerance=[1, 2])
+
+
+def test_two_files_that_are_numbered_differently_are_refused(tmp_path):
+    label = np.zeros((4, 4, 4), np.uint8)
+    label[1:3, 1:3, 1:3] = 1
+    for folder, names in (("pred", '{"liver": 1}'), ("ref", '{"spleen": 1}')):
+        write_volume(Volume(label, np.eye(4)), tmp_path / folder / "a.nii.gz")
+        (tmp_path / folder / "labels.json").write_text(names)
+    with pytest.raises(MedsegError, match="number their structures differently"):
+        score_files(tmp_path / "pred" / "a.nii.gz", tmp_path / "ref" / "a.nii.gz")
+    (tmp_path / "pred" / "labels.json").write_text('{"spleen": 1}')
+    assert score_files(tmp_path / "pred" / "a.nii.gz", tmp_path / "ref" / "a.nii.gz")["dice"] == 1

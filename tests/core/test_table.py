@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from medseg_core.config import strict
 from medseg_core.errors import MedsegError
 from medseg_core.intervals import holm
-from medseg_core.table import Rows, strict, write_csv
+from medseg_core.table import Rows, write_csv
 
 HEAD = {"case": "a", "label": 1, "name": "liver", "status": "both"}
 

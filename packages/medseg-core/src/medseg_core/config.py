@@ -55,6 +55,15 @@ def as_dict(config: Any) -> dict[str, Any]:
     return {name: _plain(value) for name, value in dataclasses.asdict(config).items()}
 
 
+def strict(value: Any) -> Any:
+    """JSON that every reader takes: it has no nan and no infinity, so what is undefined is null."""
+    if isinstance(value, Mapping):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def as_toml(config: Any) -> str:
     """Every setting with its help, ready to edit and feed back by `--config`."""
     lines = []

@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from medseg_core.config import strict
 from medseg_core.errors import MedsegError, meant
 from medseg_core.gallery import Gallery
 from medseg_core.intervals import case_means, holm, intervals, wilcoxon
 from medseg_core.io import write_text
 from medseg_core.pairs import Pair, score_pair
-from medseg_core.table import Rows, strict, write_csv
+from medseg_core.table import Rows, write_csv
 
 More = Callable[["Pair"], Mapping[str, float]]
 Baseline = Callable[["Pair"], np.ndarray]

@@ -15,14 +15,14 @@ from medseg_core.cases import Case
 from medseg_core.cohort import answers, clear_journal, for_each, processes
 from medseg_core.config import as_dict
 from medseg_core.distributed import gather, place
-from medseg_core.errors import MedsegError, meant
+from medseg_core.errors import MedsegError
 from medseg_core.evaluate import Evaluation, named_once, write_tables
 from medseg_core.gallery import draw_overlay, surfaces_of
 from medseg_core.io import SUFFIXES, case_name
 from medseg_core.labelmaps import LabelMap, find_label_maps
 from medseg_core.masks import CONNECTIVITIES
 from medseg_core.report import shown_cases, write_report
-from medseg_core.score import KINDS
+from medseg_core.score import check_kinds
 from medseg_core.scoring import EMPTY, LABEL, MODEL, RIVAL, how_of, read_pair, rows_of, score_case
 from medseg_core.settings import ScoreConfig
 from medseg_core.table import Rows
@@ -89,10 +89,8 @@ def evaluate_folders(
     plan = _plan(Path(pred), Path(ref), labels, compare=compare, images=images, only=only)
     if config.anonymous:
         notes = [*notes, f"{plan.unpaired} cases without a partner on the other side"] if plan.unpaired else notes
-        title, plan = (
-            title or "Prediction against reference",
-            replace(plan, notes=(), rival=plan.rival and "other model"),
-        )
+        title = title or "Prediction against reference"
+        plan = replace(plan, notes=(), rival=plan.rival and "other model")
     _make_ready(out, plan, overwrite=overwrite)
     settings = {"pred": str(pred), "ref": str(ref), "compare": str(compare or ""), **as_dict(config)}
     settings |= {"labels": {str(i): name for i, name in (plan.labels or {}).items()}, "only": sorted(only or ())}
@@ -119,9 +117,7 @@ def evaluate_folders(
 
 def _check(config: ScoreConfig) -> None:
     """What would else fail in every case."""
-    unknown = [kind for kind in config.measures if kind not in KINDS]
-    if unknown:
-        raise MedsegError(f"there are no measures {unknown[0]!r}{meant(unknown[0], KINDS)}; kinds: {', '.join(KINDS)}")
+    check_kinds(config.measures)
     allowed = sorted(n for numbers in CONNECTIVITIES.values() for n in numbers)
     if config.connectivity not in (None, *allowed):
         raise MedsegError(f"connectivity {config.connectivity} does not exist; it is one of {allowed}, or none")
@@ -203,19 +199,23 @@ def _make_ready(out: Path, plan: _Plan, *, overwrite: bool) -> None:
     """
     why = ""
     if place()[0] == 0:
-        known = {case for case, _ in answers(out)} if not overwrite else set()
-        if overwrite and any(out.glob("journal*.jsonl")):  # else nothing there is ours
+        begun = any(out.glob("journal*.jsonl"))
+        if overwrite and begun:  # else nothing there is ours
             clear_journal(out)
-            ours = [*(out / name for name in TABLES), out / REPORT, *out.glob(f"{PICTURES}/[0-9][0-9][0-9][0-9].png")]
+            ours = [*(out / name for name in (*TABLES, REPORT)), *out.glob(f"{PICTURES}/[0-9][0-9][0-9][0-9].png")]
             for file in ours:
                 file.unlink(missing_ok=True)
-        elif not overwrite and (out / REPORT).exists() and known >= {case.id for case in plan.cases}:
+        elif not overwrite and begun and (out / REPORT).exists() and _is_finished(out, plan):
             why = f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out"
-        elif not overwrite and out.is_dir() and any(out.iterdir()) and not any(out.glob("journal*.jsonl")):
+        elif not overwrite and not begun and out.is_dir() and any(out.iterdir()):
             why = f"{out} is not empty and was not begun by evaluate; choose another --out, or add --overwrite"
     (why, *_) = gather(why)
     if why:
         raise MedsegError(why)
+
+
+def _is_finished(out: Path, plan: _Plan) -> bool:
+    return {case.id for case in plan.cases} <= {case for case, _ in answers(out)}
 
 
 @contextmanager

@@ -13,14 +13,13 @@ from numba import njit
 
 from medseg_core.errors import MedsegError
 from medseg_core.grid import Grid
-from medseg_core.io import ORTHOGONAL, read_picture, read_volume
+from medseg_core.io import ORTHOGONAL, is_picture, read_picture, read_volume
 from medseg_core.labelmaps import NAMES_FILE, read_labels
 from medseg_core.masks import along_memory, components, in_fortran_order
 from medseg_core.nifti import MM_PER_UNIT, QUIET, opened, read_stored
 from medseg_core.spread import QUANTILES, Spread, spread
 from medseg_core.volume import Picture
 
-PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 USUAL_MM = (0.1, 20.0)
 SMALL_TYPES = ("uint8", "int16", "uint16", "int32")
 NUM_NAMED = 8
@@ -110,10 +109,9 @@ class _Held:
 
 
 def _held(path: Path) -> _Held:
-    name = path.name.lower()
-    if name.endswith(PICTURES):
+    if is_picture(path):
         return _held_picture(read_picture(path))
-    if name.endswith((".nii", ".nii.gz")):
+    if path.name.lower().endswith((".nii", ".nii.gz")):
         return _held_nifti(path)
     volume = read_volume(path)
     return _Held(volume.voxels, _facts_of_grid(volume.grid, volume.voxels), _warnings_of_grid(volume.grid))

@@ -7,7 +7,6 @@ import dataclasses
 import inspect
 import json
 import logging
-import math
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from medseg_core.config import as_toml, describe, resolve, written
+from medseg_core.config import as_toml, describe, resolve, strict, written
 from medseg_core.errors import MedsegError
 
 Out = Annotated[Path, typer.Option("--out", help="Where the results go.", metavar="DIR")]
@@ -126,21 +125,12 @@ def flags(cls: type) -> Callable[[Callable], Callable]:
 def tell(numbers: Any, *, as_json: bool) -> None:
     """Prints what a command found, a mapping or a list of mappings: as JSON for scripts, else a line each."""
     if as_json:
-        print(json.dumps(_strict(numbers), indent=2, allow_nan=False))  # noqa: T201
+        print(json.dumps(strict(numbers), indent=2, allow_nan=False))  # noqa: T201
     elif isinstance(numbers, list):
         for entry in numbers:
             print(": ".join(str(value) for value in entry.values() if value != ""))  # noqa: T201
     else:
         _tell_each(numbers)
-
-
-def _strict(value: Any) -> Any:
-    """JSON has no nan: what is undefined is null."""
-    if isinstance(value, Mapping):
-        return {key: _strict(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _tell_each(numbers: Mapping[str, Any]) -> None:

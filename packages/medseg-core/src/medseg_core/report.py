@@ -29,7 +29,6 @@ MAX_CASES = 300
 SPARE_BYTES = 200_000
 SIZES = ("volume_ref", "volume_pred", "area_ref", "area_pred")
 COUNTS = ("lesions_", "missed_", "invented_")
-NUM_WORST = 4  # overlays, beside those of the median and the best case
 TEMPLATE = "report.html.j2"
 
 log = logging.getLogger(__name__)
@@ -181,8 +180,8 @@ def _drawn(evaluation: Evaluation, summary: Sequence[Mapping[str, Any]]) -> dict
 
 def shown_cases(ranked: Sequence[T]) -> dict[str, T]:
     """The cases that people look at, of all from the worst to the best: in words -> case, each once."""
-    words = ["worst", *(f"{n + 1}{'nd' if n == 1 else 'rd' if n == 2 else 'th'} worst" for n in range(1, NUM_WORST))]
-    places = dict(zip(range(len(ranked)), words, strict=False))
+    words = ["worst", "2nd worst", "3rd worst", "4th worst"]
+    places = dict(zip(range(max(1, len(ranked) // 2)) if ranked else (), words, strict=False))
     if ranked:
         places.setdefault((len(ranked) - 1) // 2, "median")
         places.setdefault(len(ranked) - 1, "best")

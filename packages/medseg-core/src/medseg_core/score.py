@@ -54,9 +54,7 @@ def score(
         MedsegError: no pair of label maps on one grid, or a setting that does not exist.
     """
     measures = (measures,) if isinstance(measures, str) else measures
-    for kind in measures:
-        if kind not in KINDS:
-            raise MedsegError(f"there are no measures {kind!r}{meant(kind, KINDS)}; kinds are {', '.join(KINDS)}")
+    check_kinds(measures)
     counts = count(mask, label, ids=ids)
     num_axes = np.ndim(label)
     if len(spacing) != num_axes or not all(0 < edge < math.inf for edge in spacing):
@@ -77,6 +75,13 @@ def score(
     return columns
 
 
+def check_kinds(measures: Iterable[str]) -> None:
+    """Refuses a kind of measures that does not exist, with the nearest that does."""
+    for kind in measures:
+        if kind not in KINDS:
+            raise MedsegError(f"there are no measures {kind!r}{meant(kind, KINDS)}; kinds are {', '.join(KINDS)}")
+
+
 def score_files(mask: Path, label: Path, **how: Any) -> dict[str, np.ndarray]:
     """As `score`, of two files of ids: volumes in mm, pictures in nm where their size is known and in pixels elsewhere.
 
@@ -84,13 +89,18 @@ def score_files(mask: Path, label: Path, **how: Any) -> dict[str, np.ndarray]:
         how: as for `score`, but the spacing, which the reference's file knows.
 
     Raises:
-        MedsegError: a folder, a file that cannot be read or is no label map, or two not on one grid; it is named.
+        MedsegError: a folder, a file that cannot be read or is no label map, or two that do not lie on one grid or
+            that the `labels.json` beside them number differently; it is named.
     """
     for path in map(Path, (mask, label)):
         if path.is_dir():
             fix = "read it by a class list, label_map(path).read({'liver': 1}), and give the arrays to score"
             raise MedsegError(f"{path} is a folder, and one file of ids is meant; {fix}")
-    mine, true = label_map(mask).read(), label_map(label).read()
+    sides = label_map(mask), label_map(label)
+    if all(side.ids for side in sides) and sides[0].ids != sides[1].ids:
+        fix = "score them by name: medseg evaluate, or evaluate_folders"
+        raise MedsegError(f"{mask} and {label} number their structures differently, as labels.json says; {fix}")
+    mine, true = (side.read() for side in sides)
     reason = differs(mine, true)
     if reason:
         raise MedsegError(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from medseg_core.config import strict
 from medseg_core.errors import MedsegError
 from medseg_core.io import write_text
 
@@ -118,15 +119,6 @@ def _float(value: Any, measures: Mapping[str, Any]) -> float:
         return math.nan if value in (None, "") else float(value)
     except (TypeError, ValueError):
         raise MedsegError(f"measures must be numbers, None or empty: {dict(measures)}") from None
-
-
-def strict(value: Any) -> Any:
-    """JSON that every reader takes: no nan, no infinity."""
-    if isinstance(value, Mapping):
-        return {key: strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
