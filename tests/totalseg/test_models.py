@@ -1,4 +1,4 @@
-"""The 2D U-Net: `ModelChecks`, and the counts that the original printed."""
+"""The 2D U-Net: `ModelChecks`, and the counts that the original printed; and what all networks share."""
 
 from typing import ClassVar
 
@@ -9,6 +9,8 @@ from medseg_core.errors import MedsegError
 from medseg_core.testing.models import ModelChecks
 from medseg_totalseg.models import MODELS
 from medseg_totalseg.models.unet2d import UNet2d
+from medseg_totalseg.models.unet2d_attention import AttentionUNet2d
+from medseg_totalseg.models.unet3d import UNet3d
 
 
 class TestUNet2d(ModelChecks):
@@ -19,8 +21,46 @@ class TestUNet2d(ModelChecks):
     num_parameters = (({"in_channels": 1, "num_classes": 117}, 7_769_237), ({}, 7_769_270))
 
 
-def test_is_registered_under_its_name():
-    assert {"unet2d": UNet2d} == MODELS
+def test_networks_are_registered_under_the_names_that_cards_hold():
+    assert {"unet2d": UNet2d, "unet2d-attention": AttentionUNet2d, "unet3d": UNet3d} == MODELS
+
+
+def small(name, **more):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MODELS[name](1, 3, widths=(4, 6, 8, 10), **more), torch.randn(2, 1, *[16] * (3 if name == "unet3d" else 2))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_deep_supervision_answers_at_every_level_but_the_coarsest(name):
+    net, x = small(name, deep_supervision=True)
+    levels = net(x, deep=True)
+    assert [tuple(y.shape[:2]) for y in levels] == [(2, 3)] * 3
+    assert [y.shape[-1] for y in levels] == [16, 8, 4]
+    assert all(len(set(y.shape[2:])) == 1 for y in levels)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_finest_level_is_what_the_network_answers_without_the_others(name):
+    net, x = small(name, deep_supervision=True)
+    net.eval()
+    assert torch.equal(net(x, deep=True)[0], net(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_with_deep_supervision_every_parameter_takes_part(name):
+    net, x = small(name, deep_supervision=True)
+    sum(y.square().mean() for y in net(x, deep=True)).backward()
+    assert [key for key, parameter in net.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_deep_supervision_there_are_no_heads_for_it(name):
+    """Two levels lie between the first and the last: (6 + 1) * 3 and (8 + 1) * 3 parameters."""
+    with_heads, without = (
+        sum(p.numel() for p in small(name, deep_supervision=deep)[0].parameters()) for deep in (True, False)
+    )
+    assert with_heads - without == (6 + 1) * 3 + (8 + 1) * 3
 
 
 def test_a_size_that_cannot_be_halved_names_the_nearest_that_can():

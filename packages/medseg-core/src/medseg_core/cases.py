@@ -5,18 +5,23 @@ import json
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from medseg_core.config import unique
 from medseg_core.errors import MedsegError, meant
 from medseg_core.io import write_text
 
 Split = Literal["train", "val", "test", ""]
 SPLITS = get_args(Split)
 FORMAT = 1
+NAME = r"[^/\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+"
+NO_PATH = "[\0\ud800-\udfff]"  # what comes of a byte that is no UTF-8 is among the latter
+LONGEST_NAME = 200  # bytes; disks take 255, and suffixes come on top
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +38,8 @@ class Case:
         notes: anything JSON holds.
 
     Raises:
-        MedsegError: an id that cannot name a file, or an unknown split.
+        MedsegError: an id that cannot name a file (slashes, control characters, more than 200 bytes), or an unknown
+            split.
     """
 
     id: str
@@ -43,7 +49,7 @@ class Case:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not re.fullmatch(r"[^/\\\0\n\r]{1,200}", self.id) or self.id in (".", ".."):
+        if not isinstance(self.id, str) or not re.fullmatch(NAME, self.id) or self.id in (".", "..") or _long(self.id):
             raise MedsegError(f"case id {self.id!r} cannot name a file; use letters, digits, '.', '_' and '-'")
         if self.split not in SPLITS:
             raise MedsegError(f"case {self.id} has split {self.split!r}; it must be train, val, test or empty")
@@ -60,7 +66,8 @@ def read_cases(path: Path) -> list[Case]:
     Relative files are taken from the folder of the list.
 
     Raises:
-        MedsegError: missing, no JSON, another structure, or an id that comes twice; the case is named.
+        MedsegError: missing, no JSON, another structure, or an id that comes twice, be it in other letters (`A1` and
+            `a1` are one file on macOS and Windows); the case is named.
     """
     path = Path(path)
     content = _read_json(path, ("cases",))
@@ -70,16 +77,28 @@ def read_cases(path: Path) -> list[Case]:
     twice = [name for name, num in Counter(case.id for case in cases).items() if num > 1]
     if twice:
         raise MedsegError(f"{path} lists case {twice[0]!r} twice; give each an id of its own")
+    names: dict[str, str] = {}
+    for case in cases:
+        first = names.setdefault(unicodedata.normalize("NFC", case.id).casefold(), case.id)
+        if first != case.id:
+            raise MedsegError(f"{path} lists {first!r} and {case.id!r}, which are one file on many disks; rename one")
     return cases
 
 
 def write_cases(path: Path, cases: Sequence[Case]) -> None:
-    """The list that `read_cases` reads; files beneath its folder are written relative, so both can move together."""
+    """The list that `read_cases` reads; files beneath its folder are written relative, so both can move together.
+
+    Raises:
+        MedsegError: a file whose name is no UTF-8, or a disk that refuses.
+    """
     path = Path(path)
     home = path.parent.resolve()
     entries = []
     for case in cases:
         files = {role: _portable(Path(file), home) for role, file in case.files.items()}
+        bad = next((file for file in files.values() if re.search(NO_PATH, file)), None)
+        if bad:
+            raise MedsegError(f"case {case.id}: the name of {bad} is no UTF-8; rename that file")
         entries.append(
             {"id": case.id, "files": files, "group": case.group, "split": case.split, "notes": {**case.notes}}
         )
@@ -160,6 +179,10 @@ def _check_whole(cases: Sequence[Case]) -> None:
             )
 
 
+def _long(name: str) -> bool:
+    return len(name.encode()) > LONGEST_NAME
+
+
 def _share(part: float, num: int) -> int:
     return max(1, round(part * num)) if part > 0 else 0
 
@@ -175,7 +198,8 @@ def _portable(file: Path, home: Path) -> str:
 
 def _read_json(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
+        json.dumps(content, ensure_ascii=False).encode()  # fails for half of a character, which no file can hold
     except OSError as error:
         raise MedsegError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -195,7 +219,8 @@ def _case(path: Path, number: int, entry: Any) -> Case:
             raise MedsegError(f"case {number} of {path} has an unknown entry {key!r}{meant(key, kinds)}")
         if not isinstance(value, kinds[key]):
             raise MedsegError(f"case {number} of {path}: {key} must be a {kinds[key].__name__}, got {str(value)[:80]}")
-    wrong = [role for role, file in entry["files"].items() if not isinstance(file, str) or not file or "\0" in file]
+    files = entry["files"].items()
+    wrong = [role for role, file in files if not isinstance(file, str) or not file or re.search(NO_PATH, file)]
     if wrong:
         raise MedsegError(
             f"case {number} of {path}: file {wrong[0]!r} must be a path, got {entry['files'][wrong[0]]!r}"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -66,33 +66,67 @@ def load_model(path: Path, models: Mapping[str, type[nn.Module]] | None = None) 
     Raises:
         MedsegError: no such file, no card, an unknown model, or a tensor that does not fit.
     """
-    file = _weights_file(path)
+    file = weights_file(path)
     tensors, card = _read(file), read_card(file)
-    known = _registered(card.package) if models is None else models
-    if card.model not in known:
-        owner = f"holds {card.package}'s {card.model!r}"
-        raise MedsegError(f"{file} {owner}; here are {', '.join(known) or 'no models'}; use the package that made it")
+    kind = _class_of(card, models, file)
     try:
-        model = known[card.model](**card.arguments)
-    except TypeError as error:
-        raise MedsegError(
-            f"{file}: {card.model!r} of this version does not take the card's arguments: {error}"
-        ) from None
-    _fill(model, tensors, file)
+        planned: nn.Module | None = build(kind, card, file, device="meta")
+    except MedsegError:  # some constructors compute with values, which meta tensors lack
+        planned = None
+    if planned is not None:  # so that a card that lies about its sizes takes no memory
+        _check_fit(planned, tensors, file)
+    model = build(kind, card, file)
+    fill(model, tensors, file)
     return model.eval(), card
+
+
+def build(kind: Callable[..., nn.Module], card: Card, file: Path, *, device: str = "cpu") -> nn.Module:
+    """The untrained network that a card describes; on "meta" without memory.
+
+    Raises:
+        MedsegError: arguments that the class does not take.
+    """
+    try:
+        with torch.device(device):
+            return kind(**card.arguments)
+    except Exception as error:  # a class may raise anything for an argument of the wrong type
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MedsegError(
+            f"{file}: {card.model!r} of this version does not take the card's arguments: {told}"
+        ) from None
 
 
 def read_card(path: Path) -> Card:
     """The card of a run or of a weights file, without its tensors."""
-    file = _weights_file(path)
-    fields = _read_meta(file)
+    file = weights_file(path)
+    return card_of(read_header(file)[0], str(file))
+
+
+def card_of(fields: Mapping[str, Any], where: str) -> Card:
+    """A card from its fields as JSON has them.
+
+    Raises:
+        MedsegError: a field that is missing, unknown or of another type; it begins with `where`.
+    """
     known = {f.name for f in dataclasses.fields(Card)}
-    if fields.get("format", FORMAT) > FORMAT or not {"package", "version", "model"} <= fields.keys() <= known:
-        raise MedsegError(f"{file}: the card is of another format; update medseg-core, or train again")
-    for name in ("inputs", "channels"):
-        fields[name] = tuple(fields.get(name, ()))
-    fields["labels"] = {int(k): v for k, v in fields.get("labels", {}).items()}
-    return Card(**fields)
+    newer = fields.get("format", FORMAT)
+    if newer not in range(FORMAT + 1) or not {"package", "version", "model"} <= fields.keys() <= known:
+        raise MedsegError(f"{where}: the card is of another format; update medseg-core, or train again")
+    for name, value in fields.items():
+        if not _FIELDS[name](value):
+            raise MedsegError(f"{where}: the card's {name} cannot be {value!r:.80}; it was damaged, or is not medseg's")
+    plain = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return Card(**{**plain, "labels": {int(label): name for label, name in fields.get("labels", {}).items()}})
+
+
+def registered(package: str) -> tuple[str, Mapping[str, type[nn.Module]]]:
+    """The full name of an installed package, "totalseg" or "medseg-totalseg", and its models by name."""
+    points = {point.name: point for point in entry_points(group="medseg.models")}
+    full = package if package in points else f"medseg-{package}"
+    if full not in points:
+        here = f" (here are {', '.join(sorted(points))})" if points else ""
+        raise MedsegError(f"no installed package registers the models of {package!r}{here}; pip install {package}")
+    return full, points[full].load()
 
 
 def load_weights(model: nn.Module, path: Path, *, take: str = "") -> Matched:
@@ -101,12 +135,31 @@ def load_weights(model: nn.Module, path: Path, *, take: str = "") -> Matched:
     Args:
         take: only the tensors whose names start with it, and without it: "encoder." for an encoder.
     """
-    file = _weights_file(path)
+    file = weights_file(path)
     prefix = take + "." * bool(take and not take.endswith("."))
     tensors = {k.removeprefix(prefix): v for k, v in _read(file).items() if k.startswith(prefix)}
     if not tensors:
         raise MedsegError(f"{file}: no tensor's name starts with {prefix!r}")
-    return _fill(model, tensors, file)
+    return fill(model, tensors, file)
+
+
+def weights_file(path: Path) -> Path:
+    """The weights that a path means: the best of a run folder, or the file itself."""
+    file = Path(path) / "best.safetensors" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise MedsegError(f"no weights at {file}; give a run folder that has finished an epoch, or a .safetensors file")
+    return file
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> Matched:
+    """Gives every tensor of a model its value, or changes none.
+
+    Raises:
+        MedsegError: a tensor that is missing, unknown or of another shape; it names `file`.
+    """
+    _check_fit(model, tensors, file)
+    model.load_state_dict(dict(tensors))
+    return Matched(len(tensors))
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -134,7 +187,7 @@ def load_state(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]
     for key, tensor in _read(path).items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = tensor
-    return parts, _read_meta(path)
+    return parts, read_header(path)[0]
 
 
 def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -150,10 +203,13 @@ def moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Ten
 def restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> None:
     """The way back from `moments`."""
     parameters = dict(model.named_parameters())
+    fused = optimizer.defaults.get("fused")
     for key, value in saved.items():
         name, _, moment = key.rpartition("/")
         like = parameters[name]
-        optimizer.state[like][moment] = value if value.ndim == 0 else value.to(like.device)
+        if value.ndim:  # laid out as the parameter: kernels walk over both in the order of memory
+            value = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        optimizer.state[like][moment] = value.to(like.device) if fused else value
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -162,9 +218,14 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    content = safetensors.torch.save(plain, {KEY: json.dumps(about, sort_keys=True)})
     with replacing(path) as beside:
-        beside.write_bytes(content)
+        beside.touch()
+        mode = beside.stat().st_mode  # safetensors leaves what only its owner may read
+        try:
+            safetensors.torch.save_file(plain, beside, {KEY: json.dumps(about, sort_keys=True)})
+        except safetensors.SafetensorError as error:
+            raise OSError(f"{error}") from None
+        beside.chmod(mode)
 
 
 def _read(file: Path) -> dict[str, Tensor]:
@@ -176,11 +237,17 @@ def _read(file: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def _read_meta(file: Path) -> dict[str, Any]:
+def read_header(file: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """What a file of weights or of a state says of itself, and the shapes of its tensors, which stay unread.
+
+    Raises:
+        MedsegError: no safetensors file, or not one that medseg wrote.
+    """
     try:
         with safetensors.safe_open(file, "pt") as content:
+            shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
             fields = json.loads((content.metadata() or {})[KEY])
-    except (OSError, safetensors.SafetensorError, ValueError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise MedsegError(
             f"{file} is not a readable safetensors file ({error}); give a run folder or its weights"
         ) from None
@@ -188,24 +255,18 @@ def _read_meta(file: Path) -> dict[str, Any]:
         raise MedsegError(f"{file} has no medseg card; only weights that medseg wrote say what they are") from None
     if not isinstance(fields, dict):
         raise MedsegError(f"{file}: the card is a {type(fields).__name__}, not a table")
-    return fields
+    return fields, shapes
 
 
-def _weights_file(path: Path) -> Path:
-    file = Path(path) / "best.safetensors" if Path(path).is_dir() else Path(path)
-    if not file.is_file():
-        raise MedsegError(f"no weights at {file}; give a run folder that has finished an epoch, or a .safetensors file")
-    return file
+def _class_of(card: Card, models: Mapping[str, type[nn.Module]] | None, file: Path) -> type[nn.Module]:
+    known = registered(card.package)[1] if models is None else models
+    if card.model not in known:
+        owner = f"holds {card.package}'s {card.model!r}"
+        raise MedsegError(f"{file} {owner}; here are {', '.join(known) or 'no models'}; use the package that made it")
+    return known[card.model]
 
 
-def _registered(package: str) -> Mapping[str, type[nn.Module]]:
-    points = {point.name: point for point in entry_points(group="medseg.models")}
-    if package not in points:
-        raise MedsegError(f"no installed package registers the models of {package!r}; pip install {package}")
-    return points[package].load()
-
-
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> Matched:
+def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> None:
     own = model.state_dict()
     missing, unexpected = tuple(own.keys() - tensors.keys()), tuple(tensors.keys() - own.keys())
     if missing or unexpected:
@@ -217,5 +278,37 @@ def _fill(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> Matche
         if own[name].shape != tensor.shape:
             shapes = f"{tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the model"
             raise MedsegError(f"{file}: {name!r} is {shapes}; the settings of the two networks differ")
-    model.load_state_dict(dict(tensors))
-    return Matched(len(tensors))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_text, value))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value in range(2**16)
+
+
+def _is_class_list(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        str(label).isdecimal() and _is_id(int(label)) and _is_text(name) for label, name in value.items()
+    )
+
+
+def _each(kind: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, (list, tuple)) and all(map(kind, value))
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("package", "version", "model"), _is_text),
+    **dict.fromkeys(("arguments", "grid", "intensity", "chosen"), _is_table),
+    "inputs": _each(_is_text),
+    "channels": _each(_is_id),
+    "labels": _is_class_list,
+    "head": ("softmax", "sigmoid", "none").__contains__,
+    "weights": ("raw", "ema").__contains__,
+    "format": range(FORMAT + 1).__contains__,
+}

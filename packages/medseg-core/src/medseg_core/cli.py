@@ -3,11 +3,13 @@
 from functools import cache
 from importlib.metadata import EntryPoint, distribution, distributions, entry_points
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from medseg_core.checkpoint_cli import app as checkpoint_app
 from medseg_core.errors import MedsegError
 from medseg_core.options import Command, Json, Out, Overwrite, flags, tell, tell_failures
 from medseg_core.settings import ScoreConfig
@@ -50,6 +52,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(checkpoint_app, name="checkpoint")
 
 
 def _show_versions(wanted: bool) -> None:
@@ -132,6 +135,49 @@ def evaluate(
     if place()[0] == 0:  # of many processes one speaks
         tell({**found.headline(), "report": str(out / "report.html")}, as_json=as_json)
     tell_failures(failed)
+
+
+@app.command(cls=Command)
+def runs(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[DIR | RUN RUN...]", help="A folder of runs, or two and more runs.", show_default="runs"
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The picture of a comparison: .png, .pdf or .svg.")
+    ] = Path("compare.png"),
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """List the trainings in DIR, the newest first, or compare RUNs: settings that differ, curves in one picture.
+
+    A run is finished, running, broken off, damaged, or ended early for want of gain.
+    """
+    from medseg_core.runs import RUNS, describe_run, find_runs, is_run, others_line, run_table
+
+    folders = folders or [RUNS]
+    found: dict[str, Any] = {"others": []}
+    if len(folders) > 1:
+        from medseg_core.compare import compare_runs, difference_table
+
+        found |= compare_runs(folders, out, overwrite=overwrite)
+    elif is_run(folders[0]):
+        found["runs"] = [describe_run(folders[0])]
+    else:
+        found["runs"], found["others"] = find_runs(folders[0])
+    if as_json:
+        tell(found if len(folders) > 1 else found["runs"], as_json=True)
+        return
+    if found["runs"]:
+        typer.echo(run_table(found["runs"], width=get_terminal_size((160, 24)).columns))
+    else:
+        typer.echo(f"no run in {folders[0]}")
+    if found["others"]:
+        typer.echo(others_line(found["others"]))
+    if "picture" in found:
+        typer.echo(f"\n{difference_table(found)}\n\npicture: {found['picture']}")
 
 
 def _load(point: EntryPoint) -> Any:

@@ -3,12 +3,14 @@
 import json
 import logging
 import multiprocessing
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from medseg_core.distributed import gather, place, share
 from medseg_core.errors import MedsegError
 from medseg_core.io import write_text
 from medseg_core.progress import track
+from medseg_core.stages import Stages, run_stages
 
 JOURNAL = "journal.jsonl"
 FORMAT = 1
@@ -42,7 +45,7 @@ class Outcome:
 
 
 def for_each(
-    cases: Sequence[Case], work: Work, *, out: Path, config: Any = None, executor: Executor | None = None
+    cases: Sequence[Case], work: Work | Stages, *, out: Path, config: Any = None, executor: Executor | None = None
 ) -> Outcome:
     """Calls `work` on every case that the journal under `out` does not know as done.
 
@@ -50,14 +53,18 @@ def for_each(
     on. A MedsegError costs its case; any other exception is a bug, and is raised once what runs is written down.
 
     Args:
-        work: its answer is kept in the journal and must be what JSON holds; see `read_journal`.
+        work: its answer is kept in the journal and must be what JSON holds; see `read_journal`. As `Stages`, one case
+            is read while another is computed and a third is written.
         out: folder of the journal, made where missing.
         config: settings, a dataclass or what JSON holds. A journal begun with other ones is refused.
         executor: runs the work, any of `concurrent.futures`; None works here, case by case.
 
     Raises:
-        MedsegError: other settings, a disk that refuses, two cases of one id, or a worker process that was killed.
+        MedsegError: other settings, a disk that refuses, two cases of one id, a worker process that was killed, or
+            stages together with an executor.
     """
+    if isinstance(work, Stages) and executor is not None:
+        raise MedsegError("stages overlap in this very process; leave the executor out, or share cases with torchrun")
     names = [case.id for case in cases]  # of all processes; this one works on its share
     twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()
     if twice:
@@ -71,18 +78,16 @@ def for_each(
     skipped = [case.id for case in mine if case.id in known]
     if skipped:
         log.info("%s: %d of %d cases are done already", out, len(skipped), len(mine))
-    done: list[str] = []
-    failed: dict[str, str] = {}
-    results = _in_turn(todo, work) if executor is None else _spread(todo, work, executor)
-    for case, answer in track(results, "Cases", total=len(todo)):
-        if isinstance(answer, MedsegError):
-            failed[case.id] = str(answer)
-            log.error("%s: %s", case.id, answer)
-            _append(journal, {"case": case.id, "status": "failed", "error": str(answer)})
-        else:
-            _append(journal, {"case": case.id, "status": "done", "answer": answer})
-            done.append(case.id)
-    parts = gather([done, skipped, failed])
+    tally = _Tally(journal)
+    if isinstance(work, Stages):
+        steps: Iterator[Any] = run_stages(todo, work, tally.tell)
+    else:
+        results = _in_turn(todo, work) if executor is None else _spread(todo, work, executor)
+        steps = (tally.tell(case, answer) for case, answer in results)
+    with _terminable():
+        for _ in track(steps, "Cases", total=len(todo)):
+            pass
+    parts = gather([tally.done, skipped, tally.failed])
     done, skipped = ([name for part in parts for name in part[kind]] for kind in (0, 1))
     return Outcome(tuple(done), tuple(skipped), {name: why for part in parts for name, why in part[2].items()})
 
@@ -101,7 +106,7 @@ def answers(out: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         for case, (journal, start) in sorted(places.items()):
             files[journal].seek(start)
-            yield case, json.loads(files[journal].readline())["answer"] or {}
+            yield case, json.loads(files[journal].readline()).get("answer") or {}
     finally:
         for file in files.values():
             file.close()
@@ -138,6 +143,42 @@ def clear_journal(out: Path) -> None:
     """Forgets what is done under `out`: the next call does all of it again."""
     for journal in _journals(out):
         journal.unlink(missing_ok=True)
+
+
+class _Tally:
+    """What was done and what failed now, kept in the journal as it is told."""
+
+    def __init__(self, journal: Path) -> None:
+        self.journal = journal
+        self.done: list[str] = []
+        self.failed: dict[str, str] = {}
+
+    def tell(self, case: Case, answer: Any) -> None:
+        """One case with its answer or its MedsegError; one thread alone may call this."""
+        if isinstance(answer, MedsegError):
+            self.failed[case.id] = str(answer)
+            log.error("%s: %s", case.id, answer)
+            _append(self.journal, {"case": case.id, "status": "failed", "error": str(answer)})
+        else:
+            _append(self.journal, {"case": case.id, "status": "done", "answer": answer})
+            self.done.append(case.id)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM leaves by an exception, as Ctrl-C does: what is being written is finished or cleared away."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, _: Any) -> NoReturn:
+    raise SystemExit(128 + number)  # as the shell says of what a signal ended
 
 
 def _in_turn(todo: Sequence[Case], work: Work) -> Iterator[tuple[Case, Any]]:

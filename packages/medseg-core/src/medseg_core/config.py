@@ -6,6 +6,7 @@ Standard library only, so `--help` shows every setting without importing torch.
 import dataclasses
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from medseg_core.errors import MedsegError, meant
 
 C = TypeVar("C")
+DEEPEST = 100  # parts of a dotted name
 
 
 def setting(default: Any, help: str, *, low: float = -math.inf, high: float = math.inf, exact: bool = True) -> Any:  # noqa: A002
@@ -64,6 +66,20 @@ def strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(..., object_pairs_hook=unique)`: a key that stands there twice is no slip to be passed over.
+
+    Raises:
+        ValueError: it names the key; JSON itself would keep the last value.
+    """
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"{twice!r} stands there twice")
+    return table
+
+
 def as_toml(config: Any) -> str:
     """Every setting with its help, ready to edit and feed back by `--config`."""
     lines = []
@@ -96,8 +112,12 @@ def written(value: Any) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        text = Path(file).read_text(encoding="utf-8")
-        content = json.loads(text) if Path(file).suffix == ".json" else tomllib.loads(text)
+        text = Path(file).read_text(encoding="utf-8-sig")
+        if Path(file).suffix == ".json":
+            content = json.loads(text, object_pairs_hook=unique)
+        else:
+            _check_depth(text)
+            content = tomllib.loads(text)
     except OSError as error:
         raise MedsegError(f"cannot read settings {file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -105,6 +125,13 @@ def _read(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise MedsegError(f"settings {file} hold a {type(content).__name__}; write a table of name = value")
     return content
+
+
+def _check_depth(text: str) -> None:
+    """Refuses names such as a.a.a.a of thousands of parts, over which tomllib takes minutes and gigabytes."""
+    words = re.split(r"[^\w.\"'-]+", re.sub(r"[ \t]+|\.\.+", "", text))
+    if any(word.count(".") > DEEPEST for word in words):
+        raise ValueError(f"a name has more than {DEEPEST} parts")
 
 
 def _plain(value: Any) -> Any:
@@ -128,7 +155,7 @@ def _checked(field: dataclasses.Field, hint: Any, value: Any) -> Any:
         raise MedsegError(f"{field.name} must be {describe(hint)}, got none")
     try:
         result = _convert(kind, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         word = (
             meant(value, typing.get_args(kind)) if isinstance(value, str) and typing.get_origin(kind) is Literal else ""
         )
@@ -147,7 +174,9 @@ def _within(field: dataclasses.Field, number: float) -> None:
     low, high = field.metadata["low"], field.metadata["high"]
     if not low <= number <= high:  # nan fails both
         fix = (
-            f"at least {low:g}"
+            "a number"
+            if math.isinf(low) and math.isinf(high)
+            else f"at least {low:g}"
             if high == math.inf
             else f"at most {high:g}"
             if low == -math.inf
@@ -172,10 +201,14 @@ def _convert(kind: Any, value: Any) -> Any:
         raise TypeError
     if kind is int and isinstance(value, float) and not value.is_integer():
         raise ValueError
+    if kind is str and re.search("[\0\n\r\ud800-\udfff]", value):  # neither a name nor a path
+        raise ValueError
     return kind(value)
 
 
 def _convert_tuple(kinds: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, (str, list, tuple)):
+        raise TypeError
     parts = [p.strip() for p in value.split(",") if p.strip()] if isinstance(value, str) else list(value)
     kinds = (kinds[0],) * len(parts) if kinds[-1] is Ellipsis else kinds
     if len(parts) != len(kinds):

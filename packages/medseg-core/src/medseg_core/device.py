@@ -1,5 +1,6 @@
 """Which device computes, in which precision, and how much memory that took."""
 
+import os
 import resource
 import sys
 from contextlib import AbstractContextManager
@@ -12,9 +13,11 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one."""
+    """`auto` takes CUDA where there is one; each process that torchrun started on a machine takes its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        name = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -41,6 +44,13 @@ def choose_precision(name: str, device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The context in which a network computes in this precision."""
     return torch.autocast(device.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that a GPU or the machine has no memory left."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def peak_memory_mb(device: torch.device) -> float:

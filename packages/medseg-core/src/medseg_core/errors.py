@@ -3,9 +3,21 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1500  # characters of a message; a damaged file may hold a value of megabytes
+
 
 class MedsegError(Exception):
-    """Something the user can mend: the message names the thing, shows the value, gives the fix; commands exit 2."""
+    """Something the user can mend: the message names the thing, shows the value, gives the fix; commands exit 2.
+
+    It is one line whatever a file or its name holds: what no terminal prints is escaped, and what is too long is cut.
+    """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST - 500]} ... {message[-400:]}"
+        if not message.isprintable():
+            message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        super().__init__(message)
 
 
 def meant(word: str, known: Iterable[str]) -> str:

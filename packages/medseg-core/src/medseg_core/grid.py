@@ -1,6 +1,7 @@
 """Where the voxels of an array lie in the patient: shape, affine, orientation, spacing; and whether two grids agree."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import numpy as np
 from medseg_core.errors import MedsegError
 
 FLATTEST = 1e-3  # share of a box's volume that a sheared voxel must keep; gantry tilts keep more than 0.8
+MOST = 2**30  # voxels that a new spacing may always make; beyond, a hundred for each old one, or a header lies
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +40,10 @@ class Grid:
             raise MedsegError(f"the affine is not finite: {affine[:3].tolist()}; copy it from the image it belongs to")
         if not np.array_equal(affine[3], (0, 0, 0, 1)):
             raise MedsegError(f"the last row of an affine is 0 0 0 1, got {affine[3].tolist()}")
-        lengths = np.linalg.norm(affine[:3, :3], axis=0)
-        if not lengths.all() or abs(np.linalg.det(affine[:3, :3] / lengths)) < FLATTEST:
+        with np.errstate(over="ignore", under="ignore"):  # of damaged headers
+            lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        usable = lengths.all() and np.isfinite(lengths).all()
+        if not usable or abs(np.linalg.det(affine[:3, :3] / lengths)) < FLATTEST:
             raise MedsegError(f"the affine is singular: {affine[:3].tolist()}; copy it from the image it belongs to")
         affine.flags.writeable = False
         object.__setattr__(self, "shape", shape)
@@ -66,6 +70,9 @@ class Grid:
         Args:
             orientation: one letter of R/L, one of A/P and one of S/I, in any order.
             spacing_mm: three sizes along the new axes; None keeps them.
+
+        Raises:
+            MedsegError: another orientation or spacing, or one that makes of few voxels more than memory can hold.
         """
         letters = orientation.upper()
         if (
@@ -86,7 +93,13 @@ class Grid:
         if spacing_mm.shape != (3,) or not (np.isfinite(spacing_mm).all() and (spacing_mm > 0).all()):
             raise MedsegError(f"spacing {spacing_mm.tolist()} must be three sizes above 0, in mm")
         old = np.array(self.spacing_mm)
-        shape = np.maximum(1, np.rint(np.array(self.shape) * old / spacing_mm)).astype(int)
+        edges = np.maximum(1, np.rint(np.array(self.shape) * old / spacing_mm))
+        if edges.prod() > max(MOST, 100 * math.prod(self.shape)):
+            raise MedsegError(
+                f"voxels of {spacing_mm.tolist()} mm would make a grid of {' x '.join(f'{n:.3g}' for n in edges)} of "
+                f"one whose header says {' x '.join(f'{mm:.3g}' for mm in old)} mm; correct that header"
+            )
+        shape = edges.astype(int)
         affine = self.affine.copy()
         affine[:3, :3] *= spacing_mm / old
         centre = self.affine[:3] @ np.append((np.array(self.shape) - 1) / 2, 1)

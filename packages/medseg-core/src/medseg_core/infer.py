@@ -16,6 +16,7 @@ Axes: N windows, C input channels, K classes, W the axes of a window, S those of
 import contextlib
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -23,15 +24,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medseg_core.blend import Blend
+from medseg_core.budget import within
 from medseg_core.checkpoint import Card
 from medseg_core.device import autocast, choose_device, choose_precision
 from medseg_core.errors import MedsegError
+from medseg_core.memory import free_bytes
 from medseg_core.progress import track
-from medseg_core.windows import Plan, Ring, plan_windows, read_windows
+from medseg_core.windows import Corner, Plan, plan_windows, read_windows
 
 Net = Callable[[Tensor], Tensor]
 Reduce = Callable[[Tensor], Tensor]
 
+LOGITS_GB = 3.0
 REDUCE_BYTES = 2**24  # of logits that `reduce` sees at once: small blocks need no fresh memory
 
 
@@ -48,6 +53,7 @@ def infer(
     mirror: Sequence[int] = (),
     swap: Mapping[int, int] | None = None,
     outside: float = 0.0,
+    logits_gb: float | None = None,
     what: str = "",
 ) -> np.ndarray:
     """Run `net` over windows, blend what it returns, and reduce it slab by slab; method and memory stand above.
@@ -82,23 +88,31 @@ def infer(
     if mirror:
         net = _mirrored(net, mirror, swap=swap or {}, num_axes=len(window))
     plan = plan_windows(image.shape[1:], tuple(window), overlap=overlap, batch_size=batch_size)
-    answer, ring = _Answer(image, plan, reduce), None
+    answer = _Answer(image, plan, reduce)
+
+    def forward(corners: Sequence[Corner]) -> Tensor:
+        x_NCW = read_windows(image, corners, plan, outside=outside, device=place)
+        with autocast(place, precision):
+            y_NKW = net(x_NCW)
+        _check_shape(y_NKW, x_NCW)
+        return y_NKW
+
     with torch.inference_mode(), _memory_named(batch_size, plan.window):
-        for batch in track(plan.batches, what) if what else plan.batches:
-            x_NCW = read_windows(image, batch, plan, outside=outside, device=place)
-            with autocast(place, precision):
-                y_NKW = net(x_NCW)
-            _check_shape(y_NKW, x_NCW)
-            if not plan.is_plain:
-                ring = ring or Ring(plan, y_NKW.shape[1], place)
-                ring.release(batch[0][plan.axis], answer.put)
-            for corner, y_KW in zip(batch, y_NKW, strict=True):
-                if ring:
-                    ring.add(y_KW, corner)
-                else:
-                    answer.put(y_KW, corner[plan.axis])
-        if ring:
-            ring.release(plan.size[plan.axis], answer.put)
+        first = forward([(0,) * len(window)])
+        num_classes = first.shape[1]
+        limit = logits_gb or (LOGITS_GB if place.type == "cpu" else math.inf)
+        plan = within(plan, first, limit_bytes=1e9 * limit, copies=3 if mirror else 1)
+        steps = [(tile, batch) for tile in plan.tiles() for batch in tile.batches]
+        for tile, group in itertools.groupby(track(steps, what) if what else steps, operator.itemgetter(0)):
+            blend = None if plan.is_plain else Blend(plan, tile, num_classes=num_classes, device=place, put=answer.put)
+            for _, batch in group:
+                y_NKW, first = forward(batch) if first is None else first, None
+                for corner, y_KW in zip(batch, y_NKW, strict=True):
+                    (blend.add if blend else answer.put)(y_KW, corner)
+                del y_NKW, y_KW  # before the next are made
+            if blend:
+                blend.finish()
+            del blend
     return answer.cropped()
 
 
@@ -196,7 +210,7 @@ def _mirrored(net: Net, axes: Sequence[int], *, swap: Mapping[int, int], num_axe
     flips = [flip for n in range(len(axes) + 1) for flip in itertools.combinations(axes, n)]
 
     def averaged(x_NCW: Tensor) -> Tensor:
-        total = 0
+        total = None
         for flip in flips:
             dims = [axis + 2 for axis in flip]
             y_NKW = net(x_NCW.flip(dims)).float().flip(dims)
@@ -204,8 +218,8 @@ def _mirrored(net: Net, axes: Sequence[int], *, swap: Mapping[int, int], num_axe
                 if max(swap) >= y_NKW.shape[1]:
                     raise MedsegError(f"swap names channel {max(swap)}, the net gives {y_NKW.shape[1]}")
                 y_NKW = y_NKW[:, [swap.get(k, k) for k in range(y_NKW.shape[1])]]
-            total = total + y_NKW
-        return total / len(flips)
+            total = y_NKW if total is None else total.add_(y_NKW)
+        return total.div_(len(flips))
 
     return averaged
 
@@ -217,26 +231,38 @@ class _Answer:
         self.image, self.plan, self.reduce = image, plan, reduce
         self.array: np.ndarray | None = None
 
-    def put(self, y_KS: Tensor, first: int) -> None:
-        """Reduce the planes from `first` on, block by block."""
-        along, num_axes = self.plan.axis + 1, len(self.plan.size)
-        axes = sorted(range(1, num_axes + 1), key=lambda axis: axis != along)
+    def put(self, y_KS: Tensor, corner: Corner) -> None:
+        """Reduce the block that begins at `corner`, piece by piece."""
+        num_axes = len(self.plan.size)
+        axes = sorted(range(1, num_axes + 1), key=lambda axis: axis != self.plan.slow + 1)
         for at, block in _blocks(y_KS, axes[:-1]):
             y = block.float().contiguous()
+            first = [a + c for a, c in zip(at[1:], corner, strict=True)]
             if not torch.isfinite(y.sum()):
+                where = tuple(f - b for f, b in zip(first, self.plan.before, strict=True))
                 fix = "look for NaN in the image, or take precision bf16 or fp32"
-                raise MedsegError(f"logits are not finite from plane {first} of axis {along - 1} on; {fix}")
+                raise MedsegError(f"logits are not finite near voxel {where}; {fix}")
             slab = self.reduce(y).cpu().numpy()
             lead = slab.shape[: slab.ndim - num_axes]
             if len(lead) > 1 or slab.shape != (*lead, *y.shape[1:]):
                 raise MedsegError(f"reduce gave {slab.shape} for logits {tuple(y.shape)}; only axis 0 may change or go")
             if self.array is None:
-                order = np.argsort([-abs(stride) for stride in self.image.strides[1:]], kind="stable")
-                array = np.empty((*lead, *np.array(self.plan.size)[order]), slab.dtype)
-                self.array = np.moveaxis(array, range(-num_axes, 0), order - num_axes)
-            at[along] += first
-            place = (slice(at[a], at[a] + y.shape[a]) for a in range(1, num_axes + 1))
+                self._begin(lead, slab.dtype)
+            place = (slice(f, f + n) for f, n in zip(first, y.shape[1:], strict=True))
             self.array[..., *place] = slab
+
+    def _begin(self, lead: tuple[int, ...], kind: np.dtype) -> None:
+        """Room for the answer, in the image's memory order."""
+        num_axes, num_bytes = len(self.plan.size), math.prod((*lead, *self.plan.size)) * kind.itemsize
+        free = free_bytes(torch.device("cpu"))
+        if num_bytes > free:
+            raise MedsegError(
+                f"the answer of {(*lead, *self.plan.size)} {kind} needs {num_bytes / 1e9:.2f} GB, "
+                f"{free / 1e9:.2f} GB are free; let reduce give ids (`decide`), or fewer channels"
+            )
+        order = np.argsort([-abs(stride) for stride in self.image.strides[1:]], kind="stable")
+        array = np.empty((*lead, *np.array(self.plan.size)[order]), kind)
+        self.array = np.moveaxis(array, range(-num_axes, 0), order - num_axes)
 
     def cropped(self) -> np.ndarray:
         """The answer without the padding."""
@@ -288,6 +314,10 @@ def _check_shape(y_NKW: Tensor, x_NCW: Tensor) -> None:
 def _memory_named(batch_size: int, window: tuple[int, ...]) -> Iterator[None]:
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         now = f"batch_size (now {batch_size}) or window (now {window})"
-        raise MedsegError(f"the device ran out of memory; lower {now}, or take device cpu") from None
+        if isinstance(error, torch.OutOfMemoryError):
+            raise MedsegError(f"the GPU ran out of memory; lower {now}, or take device cpu") from None
+        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # torch has no class for it
+            raise MedsegError(f"this machine ran out of memory; lower {now}") from None
+        raise

@@ -195,6 +195,11 @@ def _warnings_of_grid(grid: Grid) -> list[str]:
 
 def _warnings_of_header(raw: nib.Nifti1Header) -> list[str]:
     """Where the ways in which a header tells its place differ: so do programs in which one they read."""
+    with np.errstate(all="ignore"):  # what is not finite fails below
+        return _differences(raw)
+
+
+def _differences(raw: nib.Nifti1Header) -> list[str]:
     to_mm = np.diag([*[MM_PER_UNIT.get(int(raw["xyzt_units"]) % 8, 1.0)] * 3, 1.0])
     shape = (*raw.get_data_shape(), 1, 1)[:3]
     sform, qform, by_qform = raw.get_sform(coded=True)[0], None, None

@@ -3,6 +3,8 @@
 import logging
 import os
 import secrets
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -15,7 +17,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from medseg_core import dicom, itk
 from medseg_core.errors import MedsegError
 from medseg_core.grid import Grid
-from medseg_core.nifti import opened, read_stored, scaled
+from medseg_core.nifti import BEST_RATIO, opened, read_stored, scaled
 from medseg_core.volume import Picture, Series, Volume
 
 SUFFIXES = (
@@ -25,6 +27,7 @@ SUFFIXES = (
 ORTHOGONAL = 1e-4  # largest cosine between axes that a quaternion, which knows no shear, still describes
 PRINT_NM = 20_000.0  # pixels above this (1270 dpi and coarser) are a printer's resolution, not a microscope's
 INCH_NM, CM_NM = 25_400_000.0, 10_000_000.0
+STDERR, PILLOW = threading.Lock(), logging.getLogger("PIL")
 UNITS_NM = {"nm": 1.0, "um": 1e3, "µm": 1e3, "\\u00b5m": 1e3, "micron": 1e3, "microns": 1e3, "mm": 1e6}
 
 log = logging.getLogger(__name__)
@@ -122,15 +125,16 @@ def read_picture(path: Path) -> Picture:
 
     Raises:
         MedsegError: missing, no picture, cut short, several pages, 16-bit colour (Pillow would drop 8 of the bits),
-            or more pixels than Pillow's bomb limit.
+            more pixels than Pillow's bomb limit, or than the bytes of a PNG can hold.
     """
     path = Path(path)
     try:
-        with Image.open(path, formats=("PNG", "TIFF", "JPEG")) as image:
+        with _quiet(path), Image.open(path, formats=("PNG", "TIFF", "JPEG")) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise MedsegError(f"{path} holds {image.n_frames} pages where one picture is meant; split it")
             if _deep_colour(image, path):
                 raise MedsegError(f"{path} has 16 bits per colour; convert it to 8-bit colour or to 16-bit grey")
+            _check_promise(image, path)
             kept = image.mode in ("L", "LA", "P", "RGB", "RGBA", "F") or image.mode.startswith("I")
             pixels = np.array(image if kept else image.convert("L" if image.mode == "1" else "RGB"))
             return Picture(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), _pixel_nm(image))
@@ -140,8 +144,13 @@ def read_picture(path: Path) -> Picture:
         raise MedsegError(f"{path} is no PNG, TIFF or JPEG picture; convert it") from None
     except Image.DecompressionBombError:
         raise MedsegError(f"{path} has more than {2 * Image.MAX_IMAGE_PIXELS} pixels; cut it into tiles") from None
-    except (OSError, SyntaxError, ValueError, TypeError, KeyError, EOFError) as error:
-        raise MedsegError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; save it again") from None
+    except MedsegError:
+        raise
+    except MemoryError:
+        raise MedsegError(f"{path} needs more memory than there is; cut it into tiles, or save it again") from None
+    except Exception as error:  # there is none that Pillow does not raise over damaged bytes
+        reason = getattr(error, "strerror", None) or error
+        raise MedsegError(f"cannot read {path}: {reason or type(error).__name__}; save it again") from None
 
 
 def write_picture(picture: Picture, path: Path) -> None:
@@ -236,11 +245,50 @@ def _header(voxels: np.ndarray, affine: np.ndarray) -> nib.Nifti1Header:
     return header
 
 
+@contextmanager
+def _quiet(path: Path) -> Iterator[None]:
+    """Without Pillow's warnings, and without what libtiff writes to the standard error of the whole process."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if path.suffix.lower() not in (".tif", ".tiff"):
+            yield
+            return
+        with STDERR, Path(os.devnull).open("wb") as nowhere:
+            kept, level = os.dup(2), PILLOW.level
+            try:
+                os.dup2(nowhere.fileno(), 2)
+                PILLOW.setLevel(logging.CRITICAL + 1)
+                yield
+            finally:
+                PILLOW.setLevel(level)
+                os.dup2(kept, 2)
+                os.close(kept)
+
+
+def _check_promise(image: Image.Image, path: Path) -> None:
+    """A PNG's rows, each with a byte before it, must fit into what its bytes can inflate to."""
+    if image.format == "PNG":
+        depth, colours = _png_head(path)
+        size = path.stat().st_size
+        num_bits = image.width * depth * {2: 3, 4: 2, 6: 4}.get(colours, 1)
+        if image.height * (1 + num_bits // 8) > size * BEST_RATIO:
+            raise MedsegError(
+                f"{path} promises {image.width} x {image.height} pixels, which its {size} bytes cannot hold: it is cut "
+                "short, or its header is damaged; save it again"
+            )
+
+
+def _png_head(path: Path) -> tuple[int, int]:
+    """Bits per colour, and the type of colour."""
+    with path.open("rb") as file:
+        head = file.read(26)
+    return head[24], head[25]
+
+
 def _deep_colour(image: Image.Image, path: Path) -> bool:
     if image.format == "PNG":
-        with path.open("rb") as file:
-            head = file.read(26)
-        return head[24] == 16 and head[25] in (2, 4, 6)
+        depth, colours = _png_head(path)
+        return depth == 16 and colours in (2, 4, 6)
     bits = image.tag_v2.get(258, (8,)) if image.format == "TIFF" else (8,)
     return len(bits) > 1 and max(bits) > 8
 

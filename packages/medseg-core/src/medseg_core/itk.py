@@ -129,12 +129,13 @@ def _described(path: Path) -> tuple[Header, Path, bool]:
     """The header, the file that holds the voxels, and whether they are compressed."""
     with path.open("rb") as file:
         head = file.read(HEADER_MOST)
+    end = re.search(rb"^[ \t]*ElementDataFile[ \t]*[=:][^\n]*(?:\n|\Z)", head, re.MULTILINE)
     try:
-        if re.match(rb"NRRD000[1-5]\r?\n", head):
-            return _nrrd(path, head)
-        end = re.search(rb"^[ \t]*ElementDataFile[ \t]*[=:][^\n]*(?:\n|\Z)", head, re.MULTILINE)
-        if end:
-            return _meta(path, head[: end.end()])
+        with np.errstate(all="ignore"):  # what is not finite is refused by the grid
+            if re.match(rb"NRRD000[1-5]\r?\n", head):
+                return _nrrd(path, head)
+            if end:
+                return _meta(path, head[: end.end()])
     except (ValueError, KeyError, OverflowError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise MedsegError(f"{path} has a damaged header: {reason}; export it again") from None
@@ -262,7 +263,7 @@ def _placed(
     affine = np.eye(4)
     affine[:3] = np.column_stack([*vectors, origin]) + 0.0  # no -0.0
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if lengths.all() and np.isfinite(affine).all():
+    if lengths.all() and np.isfinite(lengths).all() and np.isfinite(affine).all():
         cosines = (affine[:3, :3] / lengths).T @ (affine[:3, :3] / lengths) - np.eye(3)
         if np.abs(cosines).max() > SQUARE:
             raise MedsegError(

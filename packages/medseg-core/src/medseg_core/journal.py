@@ -1,14 +1,19 @@
 """What a training tells while it runs: a bar, a line per epoch, the logs, the curves and an optional second logger."""
 
 import logging
+import os
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from medseg_core import figures
+from medseg_core.config import as_dict
+from medseg_core.distributed import place
 from medseg_core.errors import MedsegError
+from medseg_core.io import write_text
 from medseg_core.progress import Bar
-from medseg_core.run import METRICS, TIMINGS, RunFolder, read_history
+from medseg_core.run import LOG, METRICS, TIMINGS, RunFolder, read_history
 from medseg_core.settings import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -17,12 +22,15 @@ CURVES_SECONDS = 20.0
 
 
 class Journal:
-    """Open for the length of a training; without a run folder it only shows the bar."""
+    """Open for the length of a training; without a run folder it only shows the bar and a line per epoch.
+
+    Of many processes the first one has the folder and speaks.
+    """
 
     def __init__(self, run: RunFolder | None, config: TrainConfig, *, total: int, start: int) -> None:
         self.run, self.config = run, config
         self.bar = Bar("Training", total=total, start=start)
-        self.writer = _writer(config.logger, run) if run else None
+        self.writer = _writer(run, config) if run else None
         self.begun = time.monotonic()
         self.drawn = 0.0
 
@@ -30,12 +38,12 @@ class Journal:
         self.bar.__enter__()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.bar.__exit__(*exception)
+    def __exit__(self, kind: type[BaseException] | None, *more: object) -> None:
+        self.bar.__exit__(kind, *more)
+        if self.writer:
+            self.writer.close(failed=kind is not None)
         if self.run:
             self._draw_curves()
-        if self.writer:
-            self.writer.close()
 
     def advance(self, epoch: int, loss: float) -> None:
         """One update is done."""
@@ -60,10 +68,10 @@ class Journal:
             self._draw_curves()
 
     def _line(self, text: str) -> None:
-        log.info(text)
+        if place()[0] == 0:
+            log.info(text)
         if self.run:
-            with (self.run.path / "train.log").open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            self.run.append(LOG, text)
 
     def _draw_curves(self) -> None:
         assert self.run is not None
@@ -74,42 +82,73 @@ class Journal:
 
 
 class _TensorBoard:
-    def __init__(self, run: RunFolder) -> None:
+    """Events beside the other logs, so that TensorBoard names the run by its folder."""
+
+    def __init__(self, run: RunFolder, config: TrainConfig) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise MedsegError(
                 "--logger tensorboard needs TensorBoard; pip install 'medseg-core[tensorboard]'"
             ) from None
-        self.writer = SummaryWriter(str(run.path / "tensorboard"))
+        # what a killed process wrote of an epoch that is done again is taken back
+        self.writer = SummaryWriter(str(run.path), purge_step=_epochs_logged(run) + 1)
 
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
         for name, value in numbers.items():
-            self.writer.add_scalar(
-                name.replace("_", "/", 1) if name.startswith(("train_", "val_")) else name, value, epoch
-            )
+            if name != "epoch":
+                tag = name.replace("_", "/", 1) if name.startswith(("train_", "val_")) else name
+                self.writer.add_scalar(tag, value, epoch)
+        self.writer.flush()  # before the state is saved: an epoch that is not done again must not be lost
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self.writer.close()
 
 
 class _Wandb:
-    def __init__(self, run: RunFolder) -> None:
+    """A W&B run of the folder's name, whose id lies in the folder: a run that goes on is the same one there."""
+
+    def __init__(self, run: RunFolder, config: TrainConfig) -> None:
+        os.environ.setdefault("WANDB_MODE", "offline")  # read at import too: else its telemetry asks the network
         try:
             import wandb
         except ImportError:
             raise MedsegError("--logger wandb needs Weights & Biases; pip install 'medseg-core[wandb]'") from None
-        self.run = wandb.init(dir=str(run.path), name=run.path.name, mode="offline", resume="allow")
+        try:
+            self.run = wandb.init(
+                project=config.wandb_project,
+                dir=str(run.path),
+                name=run.path.resolve().name,
+                id=_wandb_id(run),
+                resume="allow",
+                config=as_dict(config),
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except wandb.Error as error:
+            raise MedsegError(f"W&B does not start ({error}); leave WANDB_MODE out to log offline") from None
 
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
         self.run.log(dict(numbers), step=epoch)
 
-    def close(self) -> None:
-        self.run.finish()
+    def close(self, *, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
 
 
-def _writer(kind: str, run: RunFolder) -> Any:
-    return {"none": lambda _: None, "tensorboard": _TensorBoard, "wandb": _Wandb}[kind](run)
+def _writer(run: RunFolder, config: TrainConfig) -> Any:
+    kinds: dict[str, Any] = {"none": lambda *_: None, "tensorboard": _TensorBoard, "wandb": _Wandb}
+    return kinds[config.logger](run, config)
+
+
+def _epochs_logged(run: RunFolder) -> int:
+    """The last epoch that the logs hold and that is not done again."""
+    return max(read_history(run.path).get("epoch", ()), default=0)
+
+
+def _wandb_id(run: RunFolder) -> str:
+    file = run.path / "wandb" / "id"
+    if not file.is_file():
+        write_text(file, secrets.token_hex(4))
+    return file.read_text(encoding="utf-8").strip()
 
 
 def _said(row: Mapping[str, float], prefix: str) -> str:

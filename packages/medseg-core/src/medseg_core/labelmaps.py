@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from medseg_core.cases import LONGEST_NAME
+from medseg_core.config import unique
 from medseg_core.errors import MedsegError
 from medseg_core.io import SUFFIXES, case_name, is_picture, read_grid, read_picture, read_volume, write_text
 from medseg_core.join import join_masks
@@ -169,7 +171,7 @@ def read_labels(path: Path) -> dict[int, str]:
     """A class list from a file: id -> name.
 
     JSON may be {name: id}, {id: name}, a list (ids from 1 on), or hold one of these under "labels"; text has a name per
-    line. A name may carry `.nii.gz`.
+    line. A name may carry `.nii.gz`. `Liver` and `liver` are one name, as they are one file on macOS and Windows.
 
     Raises:
         MedsegError: unreadable, no class list, an id or a name twice, an id outside 1..65535, a name no file can have.
@@ -177,7 +179,7 @@ def read_labels(path: Path) -> dict[int, str]:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
-        content = json.loads(text) if path.suffix == ".json" else _lines(text)
+        content = json.loads(text, object_pairs_hook=unique) if path.suffix == ".json" else _lines(text)
     except OSError as error:
         raise MedsegError(f"cannot read the class list {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -191,11 +193,12 @@ def read_labels(path: Path) -> dict[int, str]:
     for label, name in pairs:
         if not 1 <= label <= LARGEST_ID:
             raise MedsegError(f"{path}: id {label} of {name!r} is outside 1..{LARGEST_ID}; 0 is the background")
-        if not re.fullmatch(r"\w[\w .+()-]*", name):
+        if not re.fullmatch(r"\w[\w .+()-]*", name) or len(name.encode()) > LONGEST_NAME:
             raise MedsegError(
-                f"{path}: {name!r} cannot name a mask's file; use letters, digits, '_', '-', '.' and spaces"
+                f"{path}: {name!r} cannot name a mask's file; use up to {LONGEST_NAME} letters, digits, '_', '-', '.' "
+                "and spaces"
             )
-    if len(labels) < len(pairs) or len(set(labels.values())) < len(labels):
+    if len(labels) < len(pairs) or len({name.casefold() for name in labels.values()}) < len(labels):
         raise MedsegError(f"{path} gives an id or a name twice; each structure needs one of its own")
     return dict(sorted(labels.items()))
 
@@ -217,7 +220,7 @@ def _pairs(content: Any) -> list[tuple[int, str]]:
         return []
     if _are(int, content.values()):
         return [(label, _bare(name)) for name, label in content.items()]
-    if _are(str, content.values()) and all(re.fullmatch(r"-?\d+", key) for key in content):
+    if _are(str, content.values()) and all(re.fullmatch(r"-?\d{1,9}", key) for key in content):
         return [(int(label), _bare(name)) for label, name in content.items()]
     return []
 

@@ -1,15 +1,37 @@
 """The batches of an epoch, the same for any number of loader workers, from any place in the epoch."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch.utils.data import DataLoader, default_collate
 
+from medseg_core.distributed import place
 from medseg_core.draw import Batch, Draw, Samples, order_of
+from medseg_core.errors import MedsegError
 from medseg_core.settings import TrainConfig
+
+TIMEOUT_S = 900.0  # for one batch: a worker that is stuck, on a dead network disk say, is an error and not a hang
+
+
+@dataclass(frozen=True)
+class Part:
+    """What this process works on in one batch.
+
+    Attributes:
+        batch: the collated samples.
+        draws: what they were drawn by.
+        num: how many of them count: 0 where fewer samples than processes were left and one is here to keep step.
+        total: samples of the batch over all processes.
+    """
+
+    batch: Batch
+    draws: Sequence[Draw]
+    num: int
+    total: int
 
 
 class Loader:
-    """Batches of `config.batch_size` draws; `num_batches` an epoch, the last one smaller where it does not divide."""
+    """Batches of `config.batch_size` draws over all processes; the last of an epoch is smaller where it must be."""
 
     def __init__(self, samples: Samples, config: TrainConfig, *, pin: bool = False) -> None:
         self.samples, self.config = samples, config
@@ -23,19 +45,41 @@ class Loader:
             persistent_workers=workers > 0,
             multiprocessing_context="forkserver" if workers else None,  # a fork after torch has worked hangs
             pin_memory=pin,
+            timeout=TIMEOUT_S if workers else 0,
         )
 
     @property
     def num_batches(self) -> int:
         return -(-len(self.samples) // self.config.batch_size)
 
-    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[tuple[Sequence[Draw], Batch]]:
-        """The batches of an epoch (from 0) with their draws, from batch number `start` on."""
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Part]:
+        """This process's parts of the batches of an epoch (from 0), from batch number `start` on.
+
+        Raises:
+            MedsegError: a sample's own, or a worker that died or is stuck.
+        """
         size, seed = self.config.batch_size, self.config.seed
+        rank, ranks = place()
         order = order_of(self.samples, epoch, seed)
         draws = [Draw(int(index), epoch, place, seed) for place, index in enumerate(order)]
-        self.draws.batches = [draws[i : i + size] for i in range(start * size, len(draws), size)]
-        yield from zip(self.draws.batches, self.loader, strict=True)
+        whole = [draws[i : i + size] for i in range(start * size, len(draws), size)]
+        self.draws.batches = [batch[rank::ranks] or batch[:1] for batch in whole]
+        for batch, own, loaded in zip(whole, self.draws.batches, self._loaded(), strict=True):
+            yield Part(loaded, own, len(batch[rank::ranks]), len(batch))
+
+    def _loaded(self) -> Iterator[Batch]:
+        try:
+            yield from self.loader
+        except MedsegError as error:  # from a worker it comes with its traceback as text
+            raise MedsegError(str(error).strip().splitlines()[-1].partition("MedsegError: ")[2] or str(error)) from None
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader"):  # a bug in a sample starts with "Caught"
+                raise
+            reason = str(error).splitlines()[0]
+            raise MedsegError(
+                f"a loader worker is gone or stuck ({reason}); memory may have run out: lower --num-workers"
+                f" (now {self.config.num_workers}), 0 loads in the main process"
+            ) from None
 
 
 class _Draws:

@@ -140,12 +140,23 @@ def read_stored(header: Header, stream: Stream) -> np.ndarray:
 
 
 def scaled(header: Header, stored: np.ndarray) -> np.ndarray:
-    """Values of stored numbers: the same array where the file gives no scale, else float32 (float64 of float64)."""
+    """Values of stored numbers: the same array where the file gives no scale, else float32 (float64 of float64).
+
+    Raises:
+        MedsegError: a scale that makes values beyond the type, as of a damaged header.
+    """
     if not header.scaled:
         return stored
     values = stored.astype(np.float64 if stored.dtype == np.float64 else np.float32, copy=False)
-    values *= header.slope
-    values += header.intercept
+    try:
+        with np.errstate(over="raise", invalid="ignore"):  # stored infinities and nan stay
+            values *= header.slope
+            values += header.intercept
+    except FloatingPointError:
+        raise MedsegError(
+            f"{header.path} has slope {header.slope:g} and intercept {header.intercept:g}, which make values beyond "
+            f"{values.dtype}; export it again"
+        ) from None
     return values
 
 
@@ -167,10 +178,15 @@ def _header(path: Path, stream: Stream) -> tuple[Header, int]:
         raise MedsegError(f"{path} is not a NIfTI file ({_looks(block)}); convert it to .nii.gz")
     try:
         raw = kinds[size](block + _take(stream, size - 348), check=False)
-        raw.check_fix(logger=QUIET)
-        if bytes(raw["magic"])[:2] != b"n+":
-            raise MedsegError(f"{path} is one half of a .hdr/.img pair; convert it to .nii.gz")
-        return _checked(path, raw), size
+        sizes = raw["pixdim"][1:4].tolist()
+        with np.errstate(all="ignore"):  # what is not finite is refused by the grid
+            raw.check_fix(logger=QUIET)
+            if bytes(raw["magic"])[:2] != b"n+":
+                raise MedsegError(f"{path} is one half of a .hdr/.img pair; convert it to .nii.gz")
+            header = _checked(path, raw)
+        if not raw["sform_code"] and any(mm == 0 and n > 1 for mm, n in zip(sizes, header.shape, strict=False)):
+            raise MedsegError(f"{path} has voxels of {sizes} mm, and no sform says better; correct its pixdim")
+        return header, size
     except (nib.spatialimages.HeaderDataError, ValueError, OverflowError) as error:
         raise MedsegError(f"{path} has a damaged header: {error}; export it again") from None
 

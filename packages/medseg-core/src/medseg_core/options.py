@@ -21,6 +21,15 @@ from medseg_core.config import as_toml, describe, resolve, strict, written
 from medseg_core.errors import MedsegError
 
 Out = Annotated[Path, typer.Option("--out", help="Where the results go.", metavar="DIR")]
+RunOut = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="The run folder; without it runs/PACKAGE-VERB-DATE-TIME.",
+        metavar="DIR",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
 Splits = Annotated[
@@ -31,7 +40,8 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         metavar="[CHECKPOINT]",
-        help="Go on where the run stopped, or from a kept checkpoint.",
+        help="Go on where the run stopped, or from a kept checkpoint. "
+        "Without --out it is the one run of this command in runs/ that broke off.",
         show_default=False,
     ),
 ]

@@ -57,12 +57,13 @@ def _logged(items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
 class Bar:
     """A bar that is advanced by hand and says what it is at; shown on a terminal or in Jupyter only.
 
-    The log has its own lines.
+    The log has its own lines. Of many processes the first alone shows it.
     """
 
     def __init__(self, what: str, *, total: int, start: int = 0) -> None:
         console = Console(stderr=True)
-        self.bar = Progress(*_columns(), console=console, disable=not (console.is_terminal or console.is_jupyter))
+        shown = place()[0] == 0 and (console.is_terminal or console.is_jupyter)
+        self.bar = Progress(*_columns(), console=console, disable=not shown)
         self.task = self.bar.add_task(what, total=total, completed=start)
 
     def __enter__(self) -> "Bar":

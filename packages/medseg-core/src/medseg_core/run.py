@@ -1,27 +1,39 @@
 """A run folder: what a training leaves on disk, opened anew, gone on with, or refused."""
 
 import dataclasses
+import errno
+import fcntl
 import json
+import logging
+import os
 import platform
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from medseg_core.config import as_dict
+from medseg_core.config import as_dict, strict
+from medseg_core.distributed import from_first, place
 from medseg_core.errors import MedsegError
 from medseg_core.io import replacing, write_text
 
-METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
+METRICS, TIMINGS, LOG = "metrics.jsonl", "timings.jsonl", "train.log"
+SETTINGS, CIRCUMSTANCES = "config.json", "run.json"
+LOCK = ".lock"
+LOCK_TRIES, LOCK_SECONDS = 5, 0.05  # who asks whether a run is held takes its lock for a moment
+
+log = logging.getLogger(__name__)
+
+_held: dict[Path, "RunFolder"] = {}  # by this process, which its own locks would not stop
 
 
 @dataclass(frozen=True)
@@ -35,37 +47,18 @@ class RunFolder:
     def open(
         cls, path: Path, config: Any, *, resume: bool | str | Path = False, overwrite: bool = False
     ) -> "RunFolder":
-        """Opens `path` for a run with these settings.
+        """Opens `path` for a run with these settings; of several processes the first does it for all.
 
         Args:
             resume: True, or "last", goes on from the last state and begins where there is none; a path, from there.
             overwrite: replaces what is there.
 
         Raises:
-            MedsegError: the folder holds a run and neither flag is given, something else lies there, or the settings
-                of the run differ in more than what may change.
+            MedsegError: the folder holds a run and neither flag is given, something else lies there, a process trains
+                there, or the settings of the run differ in more than what may change.
         """
-        path = Path(path)
-        if overwrite and path.exists():
-            _remove(path)
-        last = path / "last" / "state.safetensors"
-        if resume and not isinstance(resume, bool) and str(resume) != "last":
-            start = _state_file(Path(resume))
-        else:
-            start = last if last.is_file() else None
-        if start and not resume:
-            raise MedsegError(f"{path} holds a run; add --resume to go on with it, or --overwrite to replace it")
-        if start:
-            _refuse_other_settings(path, config)
-        elif path.exists() and any(path.iterdir()) and not (path / "config.json").is_file():
-            raise MedsegError(f"{path} is not empty and holds no run; choose another folder, or add --overwrite")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MedsegError(f"cannot make the run folder {path}: {error.strerror}") from None
-        write_text(path / "config.json", json.dumps(as_dict(config), indent=2) + "\n")
-        write_text(path / "run.json", json.dumps(_circumstances(config), indent=2) + "\n")
-        return cls(path, start)
+        told = from_first(lambda: _opened(Path(path), config, resume=resume, overwrite=overwrite))
+        return cls(Path(path), Path(told) if told else None)
 
     @property
     def best(self) -> Path:
@@ -77,6 +70,38 @@ class RunFolder:
         """The one file a run goes on from."""
         return self.path / "last" / "state.safetensors"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """This process trains here until the block ends; the system itself lets go for a process that was killed.
+
+        Of several processes the first holds the folder for all. Blocks of one object may lie in each other.
+
+        Raises:
+            MedsegError: another process trains here.
+        """
+        file, key = self.path / LOCK, self.path.resolve()
+        if place()[0] or _held.get(key) is self:
+            yield
+            return
+        if key in _held:
+            raise MedsegError(_held_by(file))
+        # not flock: the workers of a killed process would inherit it and outlive their parent by seconds
+        with file.open("a+", encoding="utf-8") as own:
+            for again in range(LOCK_TRIES):
+                if _lock(own.fileno(), fcntl.LOCK_EX):
+                    break
+                if again == LOCK_TRIES - 1:
+                    raise MedsegError(_held_by(file))
+                time.sleep(LOCK_SECONDS)
+            own.truncate(0)
+            own.write(f"process {os.getpid()} on {socket.gethostname()}")
+            own.flush()
+            _held[key] = self
+            try:
+                yield
+            finally:
+                del _held[key]
+
     def keep_checkpoint(self, epoch: int, *, keep: int) -> None:
         """Keeps the state as of this epoch, and of the older ones the newest `keep - 1`."""
         folder = self.path / "checkpoints" / f"epoch_{epoch:04d}"
@@ -86,38 +111,139 @@ class RunFolder:
         for old in sorted(folder.parent.glob("epoch_*"))[:-keep]:
             shutil.rmtree(old)
 
-    def append(self, name: str, entry: Mapping[str, Any]) -> None:
-        """One more line of JSON in the log `name`."""
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+    def append(self, name: str, entry: str | Mapping[str, Any]) -> None:
+        """One more line in the log `name`: text as it is, numbers as JSON, unrounded.
+
+        Raises:
+            MedsegError: a disk that refuses.
+        """
+        line = entry if isinstance(entry, str) else json.dumps(strict(entry), allow_nan=False)
+        try:
+            with (self.path / name).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise MedsegError(
+                f"cannot write {self.path / name}: {error.strerror}; make room, then go on with --resume"
+            ) from None
 
     def cut_logs(self, epoch: int) -> None:
-        """Forgets what was logged after this epoch, so killed and unkilled runs leave equal files."""
-        for log in (self.path / name for name in (METRICS, TIMINGS, "train.log")):
-            if log.is_file():
-                lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-                kept = [line for line in lines if 0 < _epoch_of(line) <= epoch]
+        """Forgets what was logged after this epoch or half-written, so killed and unkilled runs leave equal files."""
+        for log_file in (self.path / name for name in (METRICS, TIMINGS, LOG)):
+            if log_file.is_file():
+                lines = log_file.read_bytes().splitlines(keepends=True)
+                kept = [line for line in lines if line.endswith(b"\n") and 0 < _epoch_of(line) <= epoch]
                 if kept != lines:
-                    write_text(log, "".join(kept))
+                    with replacing(log_file) as beside:
+                        beside.write_bytes(b"".join(kept))
 
 
 def read_history(run: Path) -> dict[str, list[Any]]:
     """Every logged number of a run by name, a value per epoch (None where an epoch has none).
 
     Names are `epoch`, `step`, `lr`, `train_loss`, `val_dice`, `seconds`, `samples_per_second`, `peak_memory_mb`, ...
+    A last line that a killed process left half-written counts as not there.
+
+    Raises:
+        MedsegError: another line that is damaged, or a file that cannot be read.
     """
     rows: dict[int, dict[str, Any]] = {}
-    for log in (Path(run) / METRICS, Path(run) / TIMINGS):
-        if log.is_file():
-            for line in log.read_text(encoding="utf-8").splitlines():
+    for file in (Path(run) / METRICS, Path(run) / TIMINGS):
+        for number, line in enumerate(_whole_lines(file), 1):
+            try:
                 entry = json.loads(line)
-                rows.setdefault(entry["epoch"], {}).update(entry)
+                rows.setdefault(int(entry["epoch"]), {}).update(entry)
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+                raise MedsegError(f"line {number} of {file} is damaged ({line[:40]!r}); take it out") from None
     names = dict.fromkeys(name for row in rows.values() for name in row)
     return {name: [row.get(name) for row in rows.values()] for name in names}
 
 
-def _epoch_of(line: str) -> int:
-    found = re.match(r'(?:\{"epoch": |Epoch )(\d+)', line)
+def _whole_lines(file: Path) -> list[bytes]:
+    try:
+        return file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
+    except OSError as error:
+        raise MedsegError(f"cannot read {file}: {error.strerror}") from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The table that a file of a run folder holds, `config.json` say.
+
+    Raises:
+        MedsegError: it is missing, unreadable, or holds no table.
+    """
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    else:
+        if isinstance(content, dict):
+            return content
+        reason = f"it holds a {type(content).__name__} and no table"
+    raise MedsegError(f"cannot read {file} ({reason}); put back what the run began with, or begin another run")
+
+
+def is_held(run: Path) -> bool:
+    """Whether a living process trains in this folder, here or on a machine that shares its disk."""
+    file = Path(run) / LOCK
+    if Path(run).resolve() in _held:  # to open the file and close it again would let go of our own lock
+        return True
+    try:
+        with file.open("rb") as other:
+            return not _lock(other.fileno(), fcntl.LOCK_SH)
+    except OSError:  # no such file: nobody ever trained here
+        return False
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Whether the lock could be had; a disk without locks gives it to everybody."""
+    try:
+        fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        log.debug("this disk knows no locks (%s)", error.strerror)
+    return True
+
+
+def _held_by(file: Path) -> str:
+    who = file.read_text(encoding="utf-8", errors="replace") or "another process"
+    return f"{file.parent}: {who} trains here; wait for its end, or choose another --out"
+
+
+def _opened(path: Path, config: Any, *, resume: bool | str | Path, overwrite: bool) -> str | None:
+    """The state to go on from; the folder is there, with settings and circumstances, or nothing has changed."""
+    if resume and overwrite:
+        raise MedsegError(f"--resume goes on with {path} and --overwrite replaces it; give one of them")
+    if is_held(path):
+        raise MedsegError(_held_by(path / LOCK))
+    if path.exists() and not path.is_dir():
+        raise MedsegError(f"{path} is a file; choose another folder for the run")
+    if overwrite and path.exists():
+        _remove(path)
+    last = path / "last" / "state.safetensors"
+    if resume and not isinstance(resume, bool) and str(resume) != "last":
+        start = _state_file(Path(resume))
+    else:
+        start = last if last.is_file() else None
+    if start and not resume:
+        raise MedsegError(f"{path} holds a run; add --resume to go on with it, or --overwrite to replace it")
+    if start:
+        _refuse_other_settings(path, config)
+    elif path.exists() and any(path.iterdir()) and not (path / SETTINGS).is_file():
+        raise MedsegError(f"{path} is not empty and holds no run; choose another folder, or add --overwrite")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MedsegError(f"cannot make the run folder {path}: {error.strerror}") from None
+    write_text(path / SETTINGS, json.dumps(as_dict(config), indent=2) + "\n")
+    write_text(path / CIRCUMSTANCES, json.dumps(_circumstances(path, config, goes_on=bool(start)), indent=2) + "\n")
+    return str(start) if start else None
+
+
+def _epoch_of(line: bytes) -> int:
+    found = re.match(rb'(?:\{"epoch": |Epoch )(\d+)', line)
     return int(found[1]) if found else 0
 
 
@@ -129,8 +255,8 @@ def _state_file(path: Path) -> Path:
 
 
 def _refuse_other_settings(path: Path, config: Any) -> None:
-    file = path / "config.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file = path / SETTINGS
+    before = read_json(file) if file.is_file() else {}
     now = as_dict(config)
     exact = {f.name for f in dataclasses.fields(config) if f.metadata.get("exact", True)}
     for name in sorted(exact & before.keys()):
@@ -141,26 +267,39 @@ def _refuse_other_settings(path: Path, config: Any) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file():
+    if any(path.iterdir()) and not (path / SETTINGS).is_file():
         raise MedsegError(f"{path} holds no run, so --overwrite leaves it alone; choose another folder")
     shutil.rmtree(path)
 
 
-def _circumstances(config: Any) -> dict[str, Any]:
-    """What one needs to repeat the run: versions, commit, machine, command."""
+def _circumstances(path: Path, config: Any, *, goes_on: bool) -> dict[str, Any]:
+    """What one needs to repeat the run: versions, commit, machine, command; of a run that goes on, as of now."""
+    import torch  # here alone, so that runs are listed without it
+
     wanted = ("medseg-", "torch", "numpy", "scipy", "nibabel")
     versions = {d.metadata["Name"]: d.version for d in distributions() if (d.metadata["Name"] or "").startswith(wanted)}
     return {
         "command": shlex.join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **_times(path, goes_on=goes_on),
         "versions": dict(sorted(versions.items())),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "commit": _commit(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "processes": place()[1],
         "threads": torch.get_num_threads(),
         "seed": getattr(config, "seed", None),
     }
+
+
+def _times(path: Path, *, goes_on: bool) -> dict[str, str]:
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    if not goes_on:
+        return {"started": now}
+    try:
+        return {"started": read_json(path / CIRCUMSTANCES)["started"], "resumed": now}
+    except (MedsegError, KeyError):  # lost: not worth the run
+        return {"started": now, "resumed": now}
 
 
 def _commit() -> str | None:

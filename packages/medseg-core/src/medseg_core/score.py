@@ -57,8 +57,8 @@ def score(
     check_kinds(measures)
     counts = count(mask, label, ids=ids)
     num_axes = np.ndim(label)
-    if len(spacing) != num_axes or not all(0 < edge < math.inf for edge in spacing):
-        raise MedsegError(f"spacing {tuple(spacing)} must be {num_axes} positive lengths, one per axis of the array")
+    if np.shape(spacing) != (num_axes,) or not all(0 < edge < math.inf for edge in spacing):
+        raise MedsegError(f"spacing {spacing} must be {num_axes} positive lengths, one per axis of the array")
     how: dict[str, Any] = {"ids": counts.ids, "spacing": spacing}
     columns = {"id": counts.ids, "status": status(counts)}
     if "overlap" in measures:

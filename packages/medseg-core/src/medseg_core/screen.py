@@ -36,7 +36,7 @@ def _lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         step = f"{facts['frame_s']:.4g} s apart" if facts["frame_s"] else "the time between them is not stated"
         yield "time", f"{facts['shape'][3]} frames, {step}"
     scale = f", slope {facts['slope']:g}, intercept {facts['intercept']:g}" if "slope" in facts else ""
-    yield "type", f"{facts['dtype']}{scale}; {_size(facts['bytes'])}, unpacked {_size(facts['bytes_unpacked'])}"
+    yield "type", f"{facts['dtype']}{scale}; {size_text(facts['bytes'])}, unpacked {size_text(facts['bytes_unpacked'])}"
     if values := {name: _number(value) for name, value in (facts["range"] or {}).items()}:
         marks = "; 1% at {p1}, median {median}, 99% at {p99}".format(**values) if "p1" in values else ""
         yield "values", f"{values['min']} to {values['max']}{marks}"
@@ -94,7 +94,8 @@ def _by(numbers: Iterable[float]) -> str:
     return " x ".join(_number(number) if isinstance(number, float) else str(number) for number in numbers)
 
 
-def _size(num_bytes: float) -> str:
+def size_text(num_bytes: float) -> str:
+    """Three digits and a unit: bytes, kB, MB, or GB with four."""
     for unit in ("bytes", "kB", "MB"):
         if num_bytes < 999.5:
             return f"{num_bytes:.3g} {unit}"

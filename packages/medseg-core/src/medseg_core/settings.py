@@ -39,7 +39,13 @@ class TrainConfig:
     num_workers: int = setting(0, "Processes that prepare samples; changes no result.", low=0, exact=False)
     seed: int = setting(42, "Where all randomness starts.", low=0)
     device: str = setting("auto", "auto, cpu, cuda or cuda:1.", exact=False)
+    sync_batchnorm: bool = setting(
+        False, "Batch normalisation over all processes instead of within each; on GPUs only."
+    )
     logger: Literal["none", "tensorboard", "wandb"] = setting("none", "A second place for the curves.", exact=False)
+    wandb_project: str = setting(
+        "medseg", "Project of the run in W&B; offline, unless WANDB_MODE=online says otherwise.", exact=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from medseg_core.errors import MedsegError, meant
 
 ABOUT = "about.json"
 FORMAT = 1
+NAME = r"[\w-]+"
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> None:
@@ -36,7 +37,7 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], about: Mapping[
     try:
         beside.mkdir(parents=True)
         for name, array in arrays.items():
-            assert re.fullmatch(r"[\w-]+", name), f"array name {name!r}"
+            assert re.fullmatch(NAME, name), f"array name {name!r}"
             np.save(beside / f"{name}.npy", array, allow_pickle=False)
         content = {"format": FORMAT, "arrays": sorted(arrays), "about": dict(about)}
         (beside / ABOUT).write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -70,14 +71,16 @@ class Arrays:
         self.folder = Path(folder)
         try:
             content = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
-            self.about: dict[str, Any] = content["about"]
+            self.about: dict[str, Any] = dict(content["about"].items())
             self.names = tuple(content["arrays"])
             newer = content["format"] > FORMAT
+            if not all(re.fullmatch(NAME, name) for name in self.names):
+                raise ValueError
         except OSError as error:
             raise MedsegError(
                 f"{folder} holds no prepared arrays ({ABOUT}: {error.strerror}); prepare it first"
             ) from None
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise MedsegError(
                 f"{self.folder / ABOUT} was not written by medseg, or is damaged; prepare it again"
             ) from None
@@ -97,7 +100,7 @@ class Arrays:
             return _opened(file, about.st_ino, about.st_mtime_ns)
         except OSError as error:
             raise MedsegError(f"cannot read {file}: {error.strerror or error}; prepare the case again") from None
-        except (ValueError, EOFError):
+        except Exception:  # NumPy reads the words before an array with Python's parser, and checks little
             raise MedsegError(f"{file} is damaged or cut short; prepare the case again") from None
 
     def __iter__(self) -> Iterator[str]:

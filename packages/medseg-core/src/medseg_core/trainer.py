@@ -2,17 +2,18 @@
 
 Every sample and every update draws its randomness from its place in the run, and the learning rate is a function of
 that place; so weights, averages, moments and a position are the whole state.
+
+Several processes, started by torchrun, share every batch. They draw the samples that one process would, and their
+gradient is that of the whole batch where the loss is a mean over cases and no layer looks across cases.
 """
 
-import copy
 import dataclasses
 import logging
-import random
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,19 +21,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medseg_core.checkpoint import Card, load_state, moments, restore_moments, save_model, save_state, train_mode
-from medseg_core.device import autocast, choose_device, choose_precision, peak_memory_mb
-from medseg_core.draw import Batch, Draw, Samples
+from medseg_core.checkpoint import Card, load_state, save_model, save_state
+from medseg_core.device import autocast, peak_memory_mb
+from medseg_core.distributed import gather, place
+from medseg_core.draw import Batch, Samples
+from medseg_core.engine import Engine, Told
 from medseg_core.errors import MedsegError
+from medseg_core.faults import memory_named, not_finite, tell_batch_norm
 from medseg_core.journal import Journal
-from medseg_core.loader import Loader
+from medseg_core.loader import Loader, Part
+from medseg_core.parallel import agree
 from medseg_core.run import RunFolder
-from medseg_core.schedule import lr_at
 from medseg_core.settings import TrainConfig
 
 log = logging.getLogger(__name__)
 
 PLATEAU = 5  # validations without gain before the plateau schedule halves the learning rate
+BLANK = 3  # validations without any structure in the masks before that is told aloud
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,15 @@ class At:
 
 @dataclass(frozen=True)
 class Score:
-    """A validation: `value` is higher-is-better and alone decides; `metrics` are told; `chosen` goes into the card."""
+    """A validation: `value` is higher-is-better and alone decides; `metrics` are told; `chosen` goes into the card.
+
+    `blank` says that the model predicted nothing in any case: such a model may score well and has learnt nothing.
+    """
 
     value: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     chosen: Mapping[str, Any] = field(default_factory=dict)
+    blank: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,10 +85,11 @@ class Position:
     epoch: int = 0
     step: int = 0
     update: int = 0  # of this epoch
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)  # of this process
     samples: int = 0
     best: dict[str, Any] | None = None
     stale: int = 0  # validations without gain
+    blank: int = 0  # validations without any structure
     reductions: int = 0
     reason: str = ""
 
@@ -107,113 +117,136 @@ class Trainer:
         groups: Sequence[dict[str, Any]] | None = None,
         device: str = "auto",
     ) -> None:
-        self.device = choose_device(config.device if device == "auto" else device)
-        self.precision = choose_precision(config.precision, self.device)
+        device = config.device if device == "auto" else device
+        self.engine = Engine(model, config, groups=groups, device=device)
+        self.model, self.average, self.optimizer = self.engine.model, self.engine.average, self.engine.optimizer
+        self.device, self.precision = self.engine.device, self.engine.precision
         self.config, self.card, self.run, self.step = config, card, run, step
-        self.model = model.to(self.device)
-        if config.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = _frozen_copy(self.model) if config.ema else None
-        self.wrapped = torch.compile(self.model) if config.compile else self.model
-        self.optimizer = _optimizer(config, groups or [{"params": [p for p in model.parameters() if p.requires_grad]}])
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.position = Position()
         self.total_steps = 1
+        self.told: list[Told] = []  # updates whose numbers are on their way
+        self.fault: MedsegError | None = None
 
     def fit(self, samples: Samples, validate: Validate | None = None) -> Result:
         """Trains to the last epoch, from the run's saved state where there is one.
 
         Raises:
-            MedsegError: no samples, a loss that is not finite, or a state of another model or case list.
+            MedsegError: no samples, a loss that is not finite, a lack of memory, a loader worker that died, a disk
+                that refuses, or a state of another model or case list.
         """
         if not len(samples):
             raise MedsegError("there is nothing to train on; the training split is empty")
         loader = Loader(samples, self.config, pin=self.device.type == "cuda")
-        updates = -(-loader.num_batches // self.config.accumulate)
-        self.total_steps = updates * self.config.epochs
-        about = {"samples": len(samples), "precision": self.precision, "threads": torch.get_num_threads()}
-        self._restore(about)
-        if self._ended():
-            return self._result()
-        if validate is None:
-            log.info("no validation cases: the last weights are kept as best")
-        journal = Journal(self.run, self.config, total=self.total_steps, start=self.position.step)
-        with journal, _stop_request() as stop:
-            if self.position.step == 0:
-                self._save(about)
-            while not self._ended():
-                if not self._epoch(loader, stop, journal, about):
-                    self._save(about)
-                    return dataclasses.replace(self._result(), reason="stopped")
-                self._close_epoch(validate, journal)
-                self._save(about)
-        return self._result()
+        self.total_steps = -(-loader.num_batches // self.config.accumulate) * self.config.epochs
+        about = {
+            "samples": len(samples),
+            "precision": self.precision,
+            "processes": place()[1],
+            "threads": torch.get_num_threads(),
+        }
+        with ExitStack() as stack:
+            if self.run:
+                stack.enter_context(self.run.held())
+            self._restore(about)
+            if self._ended():
+                return self._result()
+            if validate is None:
+                log.info("no validation cases: the last weights are kept as best")
+            tell_batch_norm(self.model, self.config)
+            first = self.run if place()[0] == 0 else None
+            journal = Journal(first, self.config, total=self.total_steps, start=self.position.step)
+            stack.enter_context(journal)
+            return self._train(loader, validate, journal, stack.enter_context(_stop_request()), about)
 
     def update(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """One step of the optimizer on the gradient averaged over the samples of `batches`."""
-        position, config = self.position, self.config
-        at = self._at()
-        self._set_lr(at.progress)
-        train_mode(self.model)
+        """One step of the optimizer on the gradient averaged over the samples of `batches`.
+
+        With several processes each gives its own batches, as many samples as the others.
+        """
+        ranks = place()[1]
         sizes = [len(next(iter(batch.values()))) for batch in batches]
-        sums: dict[str, Tensor] = {}
-        for batch, size in zip(batches, sizes, strict=True):
-            with autocast(self.device, self.precision):
-                parts = self.step(self.wrapped, self._moved(batch), at)
-            share = size / sum(sizes)
-            if not torch.isfinite(parts["loss"]):
-                raise MedsegError(f"the loss is {parts['loss'].item()} at step {position.step} (lr {self.lr:.1e})")
-            self.scaler.scale(parts["loss"] * share).backward()
-            for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float() * share
-        if config.clip:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            _follow(self.average, self.model, min(config.ema, (1 + position.step) / (10 + position.step)))
-        position.step += 1
-        return {name: float(value) for name, value in sums.items()}
+        told = self._launch([Part(b, (), size, size * ranks) for b, size in zip(batches, sizes, strict=True)])
+        if bad := told.bad():
+            raise not_finite(*bad, step=told.step, lr=told.lr, epoch=self.position.epoch, run=None)
+        sums, num = told.sums()
+        return {name: total / num for name, total in sums.items()}
 
     @property
     def lr(self) -> float:
         """The learning rate of the first group at the last update."""
-        return self.optimizer.param_groups[0]["lr"]
+        return self.engine.lr
 
     @property
     def judged(self) -> nn.Module:
         """The model that validation sees and that is kept: the average where there is one."""
         return self.model if self.average is None else self.average
 
+    def _train(
+        self, loader: Loader, validate: Validate | None, journal: Journal, stop: threading.Event, about: dict[str, Any]
+    ) -> Result:
+        if self.position.step == 0:
+            self._save(about)
+        while not self._ended():
+            finished = self._epoch(loader, stop, journal, about)
+            if finished:
+                self._close_epoch(validate, journal)
+            self._save(about)
+            if not finished:
+                return dataclasses.replace(self._result(), reason="stopped")
+        gather(None)  # none goes on before the first has written all
+        return self._result()
+
     def _epoch(self, loader: Loader, stop: threading.Event, journal: Journal, about: dict[str, Any]) -> bool:
         """The rest of an epoch; False where a stop was asked for."""
         position, size = self.position, self.config.accumulate
-        saved = time.monotonic()
-        for batches in _chunks(loader.epoch(position.epoch, start=position.update * size), size):
-            try:
-                parts = self.update([batch for _, batch in batches])
-            except MedsegError as error:
-                samples = [draw.index for draws, _ in batches for draw in draws]
-                raise MedsegError(f"{error}, samples {samples}; lower --lr, or train with --precision fp32") from None
-            num = sum(len(draws) for draws, _ in batches)
-            for name, value in parts.items():
-                position.sums[name] = position.sums.get(name, 0.0) + value * num
-            position.samples += num
+        first, saved = place()[0] == 0, time.monotonic()
+        for parts in _chunks(loader.epoch(position.epoch, start=position.update * size), size):
+            self.told.append(self._launch(parts))
             position.update += 1
-            journal.advance(position.epoch, position.sums["loss"] / position.samples)
-            if stop.is_set():
+            self._settle(waiting=1 if self.device.type == "cuda" else 0)
+            journal.advance(position.epoch, position.sums.get("loss", 0.0) / max(position.samples, 1))
+            due = first and time.monotonic() - saved > self.config.save_seconds
+            stopped, save = self._agreed(stop.is_set(), due)
+            if stopped:
                 return False
-            if time.monotonic() - saved > self.config.save_seconds:
+            if save:
                 self._save(about)
                 saved = time.monotonic()
         return True
 
+    def _launch(self, parts: Sequence[Part]) -> Told:
+        at = self._at()
+        self.engine.set_lr(at.progress, self.position.reductions)
+        with memory_named(self.config, step=at.step):
+            told = self.engine.update(parts, self.step, at)
+        self.position.step += 1
+        return told
+
+    def _settle(self, *, waiting: int = 0) -> None:
+        """Adds up what the updates said, but for the last so many, which the device may still be at."""
+        while len(self.told) > waiting:
+            told = self.told.pop(0)
+            if (bad := told.bad()) and not self.fault:
+                self.fault = not_finite(*bad, step=told.step, lr=told.lr, epoch=self.position.epoch, run=self.run)
+            sums, num = told.sums()
+            for name, total in sums.items():
+                self.position.sums[name] = self.position.sums.get(name, 0.0) + total
+            self.position.samples += num
+
+    def _agreed(self, *flags: bool) -> tuple[bool, ...]:
+        """What some process asks for; all of them end here where one has met a loss that is not finite."""
+        failed, *raised = agree(self.fault is not None, *flags)
+        if failed:
+            raise self.fault or MedsegError("another process met a loss that is not finite; its message says where")
+        return tuple(raised)
+
     def _close_epoch(self, validate: Validate | None, journal: Journal) -> None:
         """Validates, logs, keeps the best, and moves to the next epoch."""
         position, config = self.position, self.config
-        row = {f"train_{name}": total / position.samples for name, total in position.sums.items()}
+        self._settle()
+        self._agreed()
+        sums, samples = _added(gather([position.sums, position.samples]))
+        row = {f"train_{name}": total / samples for name, total in sums.items()}
         last = position.epoch + 1 == config.epochs
         if validate is None:
             self._keep_best(Score(0.0))
@@ -222,7 +255,7 @@ class Trainer:
             row |= {"val_score": score.value} | {f"val_{name}": value for name, value in score.metrics.items()}
             self._weigh(score)
         row = {"epoch": position.epoch + 1, "step": position.step, "lr": self.lr, **row}
-        journal.close_epoch(row, samples=position.samples, memory_mb=peak_memory_mb(self.device))
+        journal.close_epoch(row, samples=samples, memory_mb=peak_memory_mb(self.device))
         position.epoch, position.update, position.samples, position.sums = position.epoch + 1, 0, 0, {}
         if position.epoch == config.epochs:
             position.reason = "finished"
@@ -234,15 +267,24 @@ class Trainer:
         model = self.judged.eval()
         with torch.no_grad(), autocast(self.device, self.precision):
             score = validate(model, at)
+        if place()[1] > 1:
+            score = Score(**gather(dataclasses.asdict(score))[0])
         if not np.isfinite(score.value):
             raise MedsegError(f"the validation score is {score.value} at epoch {at.epoch + 1}; it must be a number")
+        self.position.blank = self.position.blank + 1 if score.blank else 0
+        if self.position.blank >= BLANK:
+            log.warning(
+                "the model has predicted nothing at %d validations running: take a --loss with a Dice or a balanced"
+                " part, more --epochs, or another --lr (now %g)",
+                *(self.position.blank, self.config.lr),
+            )
         return score
 
     def _weigh(self, score: Score) -> None:
         position = self.position
         if position.best is None or score.value > position.best["value"]:
             position.stale = 0
-            position.best = {"value": score.value, "metrics": dict(score.metrics), "chosen": dict(score.chosen)}
+            position.best = {**dataclasses.asdict(score), "metrics": dict(score.metrics), "chosen": dict(score.chosen)}
             self._keep_best(score)
             return
         position.stale += 1
@@ -250,7 +292,7 @@ class Trainer:
             position.reductions += 1
 
     def _keep_best(self, score: Score) -> None:
-        if self.run:
+        if self.run and place()[0] == 0:
             card = dataclasses.replace(
                 self.card, chosen={**self.card.chosen, **score.chosen}, weights="ema" if self.average else "raw"
             )
@@ -259,23 +301,8 @@ class Trainer:
     def _at(self) -> At:
         """The place of the coming update, with every generator seeded by it."""
         position = self.position
-        words = np.random.SeedSequence([self.config.seed, position.step, 0, 0]).generate_state(2)
-        seed = int(words[0]) << 32 | int(words[1])
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(words)  # noqa: NPY002  others' code may draw from it
-        rng = torch.Generator(self.device).manual_seed(seed)
+        rng = self.engine.seed(position.step)
         return At(position.epoch, position.step, position.step / self.total_steps, rng, self.average)
-
-    def _set_lr(self, progress: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(self.config, group["highest"], progress, self.position.reductions)
-
-    def _moved(self, batch: Batch) -> Batch:
-        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        if self.config.channels_last:
-            moved = {k: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for k, t in moved.items()}
-        return moved
 
     def _ended(self) -> bool:
         return self.position.epoch >= self.config.epochs or self.position.reason == "no gain"
@@ -286,16 +313,14 @@ class Trainer:
         return Result(best, position.epoch, position.step, position.reason or "stopped")  # type: ignore[arg-type]
 
     def _save(self, about: Mapping[str, Any]) -> None:
-        if not self.run:
+        self._settle()
+        self._agreed()
+        ranks = gather([self.position.sums, self.position.samples])
+        if not self.run or place()[0]:
             return
-        parts: dict[str, Mapping[str, Tensor]] = {
-            "model": self.model.state_dict(),
-            "moments": moments(self.model, self.optimizer),
-        }
-        if self.average is not None:
-            parts["average"] = self.average.state_dict()
-        scaler = self.scaler.state_dict()
-        save_state(self.run.state, parts, {**about, "position": dataclasses.asdict(self.position), "scaler": scaler})
+        position = {**dataclasses.asdict(self.position), "sums": {}, "samples": 0}
+        about = {**about, "position": position, "ranks": ranks, "scaler": self.engine.scaler.state_dict()}
+        save_state(self.run.state, self.engine.state(), about)
         every = self.config.save_every
         if every and self.position.update == 0 and self.position.epoch and self.position.epoch % every == 0:
             self.run.keep_checkpoint(self.position.epoch, keep=self.config.keep)
@@ -310,50 +335,35 @@ class Trainer:
                 raise MedsegError(
                     f"{self.run.start} was saved with {name} {saved[name]}, not {about[name]}; use the same"
                 )
+        rank, size = place()
+        if saved.get("processes", 1) != size:
+            log.warning("begun with %d processes, goes on with %d: not to the same bits", saved["processes"], size)
         torch.set_num_threads(saved["threads"])
         about["threads"] = saved["threads"]
-        self.model.load_state_dict(parts["model"])
-        if self.average is not None:
-            self.average.load_state_dict(parts["average"])
-        restore_moments(self.model, self.optimizer, parts.get("moments", {}))
-        self.scaler.load_state_dict(saved["scaler"])
+        self.engine.restore(parts)
+        self.engine.scaler.load_state_dict(saved["scaler"])
         self.position = Position(**saved["position"])
-        self.run.cut_logs(self.position.epoch)
+        ranks = saved["ranks"] if len(saved["ranks"]) == size else [_added(saved["ranks"]), *[({}, 0)] * (size - 1)]
+        self.position.sums, self.position.samples = ranks[rank]
+        if rank == 0:
+            self.run.cut_logs(self.position.epoch)
         if self.position.reason == "finished" and self.position.epoch < self.config.epochs:
             self.position.reason = ""
 
 
-def _optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
-    groups = [{"lr": config.lr, "weight_decay": config.weight_decay, **group} for group in groups]
-    for group in groups:
-        group["params"] = [p for p in group["params"] if p.requires_grad]
-        group["highest"] = group["lr"]
-    match config.optimizer:
-        case "adam":
-            return torch.optim.Adam(groups)
-        case "adamw":
-            return torch.optim.AdamW(groups)
-        case _:
-            return torch.optim.SGD(groups, momentum=0.99, nesterov=True)
+def _added(ranks: Sequence[Sequence[Any]]) -> tuple[dict[str, float], int]:
+    """The sums of all processes, in the order of ranks."""
+    sums: dict[str, float] = {}
+    for own, _ in ranks:
+        for name, total in own.items():
+            sums[name] = sums.get(name, 0.0) + total
+    return sums, sum(samples for _, samples in ranks)
 
 
-def _frozen_copy(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).requires_grad_(requires_grad=False).eval()
-
-
-@torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    for mean, value in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        if mean.is_floating_point():
-            mean.lerp_(value, 1 - decay)
-        else:
-            mean.copy_(value)
-
-
-def _chunks(batches: Iterator[tuple[Sequence[Draw], Batch]], size: int) -> Iterator[list[tuple[Sequence[Draw], Batch]]]:
+def _chunks(parts: Iterator[Part], size: int) -> Iterator[list[Part]]:
     chunk = []
-    for batch in batches:
-        chunk.append(batch)
+    for part in parts:
+        chunk.append(part)
         if len(chunk) == size:
             yield chunk
             chunk = []
@@ -363,12 +373,21 @@ def _chunks(batches: Iterator[tuple[Sequence[Draw], Batch]], size: int) -> Itera
 
 @contextmanager
 def _stop_request() -> Iterator[threading.Event]:
-    """An event that SIGTERM and Ctrl-C set: the update under way is finished, the state saved, the run left."""
+    """An event that SIGTERM and Ctrl-C set: the update under way is finished, the state saved, the run left.
+
+    A second Ctrl-C ends it at once; the last saved state stays.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def ask(number: int, _: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:

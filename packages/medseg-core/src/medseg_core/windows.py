@@ -1,4 +1,4 @@
-"""Where the windows of `infer` lie, how they are read, and the ring that blends what comes out of them.
+"""Where the windows of `infer` lie, in which order they are worked off, what memory that takes, and how they are read.
 
 Axes: N windows, C input channels, K classes, W the axes of a window, S those of the image (two or three).
 All positions count from the corner of the padded image.
@@ -8,67 +8,137 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from medseg_core.errors import MedsegError
-
 Corner = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
+class Tile:
+    """A part of the image along the fastest axis, with the windows that reach into it."""
+
+    start: int
+    stop: int
+    batches: tuple[tuple[Corner, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
-    """Windows in the order of one axis, in batches."""
+    """Windows in the order in which they are worked off.
+
+    A row is the windows of one start on the slow axis, a band those of a row with one start on the middle axis. An
+    image of three axes may be cut along the last of them into tiles, each worked off by itself: windows that reach into
+    two tiles are computed twice.
+    """
 
     window: tuple[int, ...]
     size: tuple[int, ...]  # of the image, padded to the window at least
     before: tuple[int, ...]  # padding in front of the image
-    axis: int  # along which slabs are worked off
-    batches: tuple[tuple[Corner, ...], ...]
+    order: tuple[int, ...]  # of the axes: on the first, windows move on last
     weights: tuple[Mapping[int, np.ndarray], ...]  # for each axis: start -> (edge,); at each voxel they sum to one
+    overlap: float
+    batch_size: int
+    num_tiles: int = 1
+
+    @property
+    def slow(self) -> int:
+        """The axis along which rows follow each other."""
+        return self.order[0]
+
+    @property
+    def middle(self) -> int:
+        """The axis along which the bands of a row follow each other."""
+        return self.order[1]
 
     @functools.cached_property
     def is_plain(self) -> bool:
-        """Each voxel lies in one window, and a window spans the plane: nothing to blend, nothing to wait for."""
-        spans = all(n == w for a, (n, w) in enumerate(zip(self.size, self.window, strict=True)) if a != self.axis)
-        return spans and all((w == 1).all() for w in self.weights[self.axis].values())
+        """Each voxel lies in one window: nothing to blend, nothing to wait for."""
+        return all((w == 1).all() for axis in self.weights for w in axis.values())
 
     @functools.cached_property
-    def depth(self) -> int:
-        """The most planes between the first that a batch reaches and its last."""
-        advance = max(batch[-1][self.axis] - batch[0][self.axis] for batch in self.batches)
-        return min(self.window[self.axis] + advance, self.size[self.axis])
+    def kept(self) -> int:
+        """The most planes across the slow axis that a row has in common with the next."""
+        return self.window[self.slow] - min(_steps(self.weights[self.slow], self.window[self.slow]))
+
+    @functools.cached_property
+    def fresh(self) -> int:
+        """The most planes of a row that no row before it reaches."""
+        return max(_steps(self.weights[self.slow], self.window[self.slow]))
+
+    @functools.cached_property
+    def cuts(self) -> list[int]:
+        """Where tiles begin, and the image's end: where windows begin or end, so that fewest reach into two tiles."""
+        length, edge = self.size[self.order[-1]], self.window[self.order[-1]]
+        places = sorted({place for start in self.weights[self.order[-1]] for place in (start, start + edge)})
+        even = [n * length / self.num_tiles for n in range(1, self.num_tiles)]
+        return sorted({0, length, *(min(places, key=lambda place: abs(place - at)) for at in even)})
+
+    @property
+    def num_held(self) -> int:
+        """Voxels whose logits are held between windows, at most."""
+        if self.is_plain:
+            return 0
+        lengths = [b - a for a, b in itertools.pairwise(self.cuts)]
+        return (max(lengths) if len(self.size) == 3 else 1) * (
+            self.kept * self.size[self.middle] + self.fresh * self.window[self.middle]
+        )
+
+    @property
+    def num_windows(self) -> int:
+        """Without what tiles compute twice."""
+        return math.prod(map(len, self.weights))
+
+    def tiles(self) -> list[Tile]:
+        """From first to last; the first batch of the first has one window, which tells K."""
+        axis, found = self.order[-1], []
+        for start, stop in itertools.pairwise(self.cuts):
+            reaching = [list(starts) for starts in self.weights]
+            reaching[axis] = [s for s in reaching[axis] if s < stop and s + self.window[axis] > start]
+            corners = sorted(itertools.product(*reaching), key=lambda corner: [corner[a] for a in self.order])
+            alone = 0 if found else 1
+            batches = [corners[n : n + self.batch_size] for n in range(alone, len(corners), self.batch_size)]
+            found.append(Tile(start, stop, tuple(map(tuple, [corners[:1], *batches] if alone else batches))))
+        return found
 
 
 def plan_windows(shape: tuple[int, ...], window: tuple[int, ...], *, overlap: float, batch_size: int) -> Plan:
-    """Windows over an image of `shape`, worked off along the axis on which they are shortest beside it.
+    """Windows over an image of `shape` in the order that holds the fewest voxels, in one tile.
 
     Args:
         overlap: the least share of its edge that a window has in common with the next, in [0, 1).
-        batch_size: windows in a batch; the first has one.
     """
     size = tuple(map(max, shape, window))
-    axis = min(range(len(size)), key=lambda a: window[a] / size[a])
     weights = tuple(_weights(n, edge, overlap) for n, edge in zip(size, window, strict=True))
-    corners = sorted(itertools.product(*weights), key=lambda corner: corner[axis])
-    batches = [corners[:1], *(corners[i : i + batch_size] for i in range(1, len(corners), batch_size))]
     before = tuple((n - s) // 2 for n, s in zip(size, shape, strict=True))
-    return Plan(window, size, before, axis, tuple(map(tuple, batches)), weights)
+    orders = itertools.permutations(range(len(size)))
+    plans = [Plan(window, size, before, order, weights, overlap, batch_size) for order in orders]
+    return min(plans, key=lambda plan: (plan.num_held, window[plan.slow] / size[plan.slow]))
 
 
-def _weights(size: int, edge: int, overlap: float) -> dict[int, np.ndarray]:
-    """Evenly spread starts, each with its Gaussian over the sum of all: the weight of a window is their product."""
-    step = max(1.0, edge * (1 - overlap))
-    starts = np.linspace(0, size - edge, math.ceil((size - edge) / step) + 1).round().astype(int).tolist()
-    gauss = np.exp(-0.5 * ((np.arange(edge) - (edge - 1) / 2) / (edge / 8)) ** 2)
-    total = np.zeros(size)
-    for start in starts:
-        total[start : start + edge] += gauss
-    return {start: (gauss / total[start : start + edge]).astype(np.float32) for start in starts}
+def thriftier(plan: Plan) -> Iterator[Plan]:
+    """The same windows in smaller batches, then in more and more tiles: less memory, then more computing."""
+    size = min(plan.batch_size, plan.num_windows)
+    yield plan
+    while size > 1:
+        size //= 2
+        yield dataclasses.replace(plan, batch_size=size)
+    if len(plan.size) == 3:
+        for num_tiles in range(2, len(plan.weights[plan.order[-1]]) + 1):
+            yield dataclasses.replace(plan, batch_size=1, num_tiles=num_tiles)
+
+
+def logits_bytes(plan: Plan, num_classes: int, *, copies: int = 1) -> int:
+    """Memory for logits: those held between windows, and those of a batch.
+
+    Args:
+        copies: of a batch's logits at the same time.
+    """
+    batch = min(plan.batch_size, plan.num_windows) * math.prod(plan.window)
+    return 4 * num_classes * (plan.num_held + copies * batch)
 
 
 def read_windows(
@@ -86,69 +156,17 @@ def read_windows(
     return x_NCW.to(device, non_blocking=True)
 
 
-class Ring:
-    """Blended logits of `plan.depth` planes; plane p lies at p modulo the depth.
-
-    Raises:
-        MedsegError: they do not fit into memory.
-    """
-
-    def __init__(self, plan: Plan, num_classes: int, device: torch.device) -> None:
-        self.plan, self.along, self.done = plan, plan.axis + 1, 0
-        shape = [num_classes, *(plan.depth if a == plan.axis else n for a, n in enumerate(plan.size))]
-        _check_memory(4 * math.prod(shape), device, plan)
-        if plan.window[plan.axis] == 1:  # planes come and go alone: each lies in one piece, twice as fast
-            shape.insert(0, shape.pop(self.along))
-            self.y_KS = torch.zeros(shape, device=device).movedim(0, self.along)
-        else:
-            self.y_KS = torch.zeros(shape, device=device)
-        self.weights = [{s: torch.from_numpy(w).to(device) for s, w in axis.items()} for axis in plan.weights]
-
-    def add(self, y_KW: Tensor, corner: Corner) -> None:
-        """Add a window's logits by its weights; planes before the window's first must have been released."""
-        weight_W, plane = torch.ones((), device=y_KW.device), [slice(None)]
-        for axis, (start, edge) in enumerate(zip(corner, self.plan.window, strict=True)):
-            weight_W = weight_W[..., None] * self.weights[axis][start]
-            plane.append(slice(None) if axis == self.plan.axis else slice(start, start + edge))
-        y_KS, y_KW, first = self.y_KS[tuple(plane)], y_KW.float(), corner[self.plan.axis]
-        for run, at, count in self._runs(first, first + self.plan.window[self.plan.axis]):
-            weight = weight_W.narrow(self.along - 1, run - first, count)
-            y_KS.narrow(self.along, at, count).addcmul_(y_KW.narrow(self.along, run - first, count), weight)
-
-    def release(self, stop: int, put: Callable[[Tensor, int], None]) -> None:
-        """Hand the planes before `stop` that are still held to `put(y_KS, first plane)`, and forget them."""
-        for run, at, count in self._runs(self.done, stop):
-            y_KS = self.y_KS.narrow(self.along, at, count)
-            put(y_KS, run)
-            y_KS.zero_()
-        self.done = stop
-
-    def _runs(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Planes from start to stop as (first plane, its place in the ring, how many): two runs where the ring ends."""
-        while start < stop:
-            at = start % self.plan.depth
-            count = min(stop - start, self.plan.depth - at)
-            yield start, at, count
-            start += count
+def _weights(size: int, edge: int, overlap: float) -> dict[int, np.ndarray]:
+    """Evenly spread starts, each with its Gaussian over the sum of all: the weight of a window is their product."""
+    step = max(1.0, edge * (1 - overlap))
+    starts = np.linspace(0, size - edge, math.ceil((size - edge) / step) + 1).round().astype(int).tolist()
+    gauss = np.exp(-0.5 * ((np.arange(edge) - (edge - 1) / 2) / (edge / 8)) ** 2)
+    total = np.zeros(size)
+    for start in starts:
+        total[start : start + edge] += gauss
+    return {start: (gauss / total[start : start + edge]).astype(np.float32) for start in starts}
 
 
-def _check_memory(num_bytes: int, device: torch.device, plan: Plan) -> None:
-    free = _free_bytes(device)
-    if num_bytes <= free:
-        return
-    edge, size = plan.window[plan.axis], max(map(len, plan.batches))
-    need = f"blending needs {num_bytes / 1e9:.1f} GB for logits, {free / 1e9:.1f} GB are free on {device}"
-    if plan.depth >= 2 * edge:
-        raise MedsegError(f"{need}; lower batch_size (now {size})")
-    raise MedsegError(f"{need}; lower window[{plan.axis}] (now {edge}; at 1 a 2D net runs plane by plane)")
-
-
-def _free_bytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + idle
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:  # not Linux
-        return math.inf
-    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+def _steps(starts: Mapping[int, np.ndarray], edge: int) -> list[int]:
+    """From each start to the next; the edge of a window where there is but one."""
+    return [b - a for a, b in itertools.pairwise(starts)] or [edge]

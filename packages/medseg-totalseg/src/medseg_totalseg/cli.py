@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from medseg_core.errors import MedsegError
-from medseg_core.options import App, Json, Out, Overwrite, Resume, Splits, flags, tell, tell_failures
+from medseg_core.options import App, Json, Out, Overwrite, Resume, RunOut, Splits, flags, tell, tell_failures
 from medseg_totalseg.settings import EvaluateConfig, PredictConfig, PrepareConfig, TotalsegConfig
 
 app = App("medseg-totalseg", "117 CT structures: prepare, train, predict, evaluate and look.")
@@ -60,7 +60,7 @@ def prepare(data: Data, config: PrepareConfig, out: Out, as_json: Json = False) 
 def train(
     data: Annotated[Path, typer.Argument(metavar="CACHE|DATA", help="What `prepare` made, or a folder of cases.")],
     config: TotalsegConfig,
-    out: Out,
+    out: RunOut = None,
     resume: Resume = "",
     overwrite: Overwrite = False,
     splits: Splits = None,
@@ -69,16 +69,21 @@ def train(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the network; --out is the run folder that `predict` and `evaluate` take as --model."""
+    """Train the network; the run folder is what `predict` and `evaluate` take as --model."""
+    from medseg_core.distributed import place
+    from medseg_core.runs import run_path
     from medseg_totalseg.train import rehearse
     from medseg_totalseg.train import train as run
 
     if dry_run:
-        tell(rehearse(data, out, config, splits=splits), as_json=as_json)
+        with run_path(out, "totalseg", "dry-run") as folder:
+            tell(rehearse(data, folder, config, splits=splits), as_json=as_json)
         return
-    result = run(data, out, config, splits=splits, resume=resume, overwrite=overwrite)
-    scores = {f"best_{name}": value for name, value in result.best.metrics.items()} if result.best else {}
-    tell({"run": str(out), "epochs": result.epochs, "ended": result.reason, **scores}, as_json=as_json)
+    with run_path(out, "totalseg", "train", resume=resume) as folder:
+        result = run(data, folder, config, splits=splits, resume=resume, overwrite=overwrite)
+    if place()[0] == 0:  # of many processes one speaks
+        scores = {f"best_{name}": value for name, value in result.best.metrics.items()} if result.best else {}
+        tell({"run": str(folder), "epochs": result.epochs, "ended": result.reason, **scores}, as_json=as_json)
     if result.reason == "stopped":
         raise typer.Exit(143)  # as the shell says of what SIGTERM ended
 

@@ -81,6 +81,11 @@ def mirror_pairs(labels: Mapping[int, str]) -> dict[int, int]:
     return {label: other for label, other in mirrored.items() if other != label}
 
 
+def one_sided(labels: Mapping[int, str]) -> list[str]:
+    """The structures of one side, by name, whose partner on the other is not among the labels."""
+    return [name for name in labels.values() if _other_side(name) not in labels.values()]
+
+
 def choose(names: Iterable[str], how: str | Path = "official") -> dict[int, str]:
     """The class list that holds all of `names`: id -> name.
 

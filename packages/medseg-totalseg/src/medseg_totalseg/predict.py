@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,29 @@ import torch
 
 from medseg_core.cases import Case
 from medseg_core.checkpoint import Card, load_model
-from medseg_core.cohort import JOURNAL, Outcome, for_each
+from medseg_core.cohort import JOURNAL, Outcome, clear_journal, for_each
 from medseg_core.config import as_dict
 from medseg_core.device import choose_device, choose_precision
+from medseg_core.distributed import gather, place
 from medseg_core.errors import MedsegError
-from medseg_core.infer import Net, Reduce, decide, entropy, infer, mean_of
+from medseg_core.infer import Reduce, decide, entropy
 from medseg_core.io import case_name, read_volume, write_volume
+from medseg_core.stages import Stages
 from medseg_core.volume import Grid, Volume, resample
+from medseg_totalseg.inference import infer_volume, mirror_channels
 from medseg_totalseg.labels import select, write_label_files
 from medseg_totalseg.models import MODELS
 from medseg_totalseg.settings import PredictConfig
 from medseg_totalseg.slices import normalise
 
-WHOLE = 768  # pixels of an edge; a larger plane is worked off in windows
+
+@dataclass(frozen=True)
+class Scan:
+    """An image as the network sees it, (X, Y, Z) on `grid`, and the grid that it came from."""
+
+    there: np.ndarray
+    grid: Grid
+    home: Grid
 
 
 class Predictor:
@@ -34,7 +44,8 @@ class Predictor:
     >>> mask = predictor(voxels, affine)  # (X, Y, Z) HU and (4, 4) mm -> (X, Y, Z) label ids
 
     Args:
-        runs: run folders or weights files; several are an ensemble, which averages probabilities.
+        runs: run folders or weights files; several are an ensemble, which averages probabilities. Networks of slices
+            and of patches may stand together: then all see the same patches, in which those of slices lose context.
         config: settings of the prediction.
 
     Raises:
@@ -46,11 +57,12 @@ class Predictor:
         self.device = choose_device(self.config.device)
         self.precision = choose_precision(self.config.precision, self.device)
         loaded = [load_model(run, MODELS) for run in runs]
-        self.card = _common_card([card for _, card in loaded], runs)
+        self.cards = [card for _, card in loaded]
+        self.card = _common_card(self.cards, runs)
         self.labels = select(self.card.labels, self.config.structures)
-        self.net: Net = mean_of(
-            [net.to(self.device, memory_format=torch.channels_last) for net, _ in loaded], head=self.card.head
-        )
+        if self.config.mirror != "none":
+            mirror_channels(self.card)  # refuses before any scan is read
+        self.nets = [net.to(self.device, memory_format=_layout(card)) for net, card in loaded]
 
     def __call__(self, voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
         """(X, Y, Z) intensities in HU with their affine -> (X, Y, Z) label ids on the same grid."""
@@ -58,53 +70,57 @@ class Predictor:
 
     def predict(self, image: Volume) -> Volume:
         """The mask of label ids on the image's own grid."""
-        ids, grid = self._infer(image, decide(self.card))
-        return self._home(ids, grid, image)
+        scan = self.seen(image)
+        return self.mask_of(self.infer(scan), scan)
 
     def predict_with_uncertainty(self, image: Volume) -> tuple[Volume, Volume]:
         """The mask, and how undecided the network is at each voxel: entropy from 0 (sure) to 1, float32."""
-        ids, doubt = decide(self.card), entropy(self.card)
-        both, grid = self._infer(image, lambda y_KS: torch.stack([ids(y_KS).float(), doubt(y_KS)]))
-        kind = np.uint8 if max(self.card.channels) < 2**8 else np.uint16
-        map_ = resample(Volume(both[1], grid.affine), image.grid, outside=0.0)
-        return self._home(both[0].astype(kind), grid, image), map_
+        scan = self.seen(image)
+        both = self.infer_with_uncertainty(scan)
+        return self.mask_of(both[0], scan), self.map_of(both[1], scan)
 
-    def _infer(self, image: Volume, reduce: Reduce) -> tuple[np.ndarray, Grid]:
-        """What `reduce` makes of the logits, on the grid that the network was trained on."""
+    def seen(self, image: Volume) -> Scan:
+        """The image on the grid and in the intensities that the network was trained on."""
         if not np.isfinite(image.voxels.sum(dtype=np.float64)):
             raise MedsegError("the image holds voxels that are NaN or infinite; set them to -1024 first")
         grid = image.grid.oriented(self.card.grid["orientation"], tuple(self.card.grid["spacing_mm"]))
-        there = normalise(resample(image, grid).voxels, self.card.intensity)
-        answer = infer_planes(
-            self.net,
-            there,
-            self.card,
-            reduce=reduce,
-            overlap=self.config.overlap,
-            batch_size=self.config.batch_size,
-            device=str(self.device),
-            precision=self.precision,
-        )
-        return answer, grid
+        return Scan(normalise(resample(image, grid).voxels, self.card.intensity), grid, image.grid)
 
-    def _home(self, ids: np.ndarray, grid: Grid, image: Volume) -> Volume:
+    def infer(self, scan: Scan) -> np.ndarray:
+        """(X, Y, Z) label ids on the scan's working grid."""
+        return self._infer(scan, decide(self.card))
+
+    def infer_with_uncertainty(self, scan: Scan) -> np.ndarray:
+        """(2, X, Y, Z) float32: label ids and entropy on the scan's working grid."""
+        ids, doubt = decide(self.card), entropy(self.card)
+        return self._infer(scan, lambda y_KS: torch.stack([ids(y_KS).float(), doubt(y_KS)]))
+
+    def mask_of(self, ids: np.ndarray, scan: Scan) -> Volume:
+        """Label ids of the working grid on the one that the image came in on, without structures not asked for."""
+        ids = ids.astype(np.uint8 if max(self.card.channels) < 2**8 else np.uint16, copy=False)
         if self.labels.keys() != self.card.labels.keys():
             keep = np.zeros(max(self.card.channels) + 1, ids.dtype)
             keep[list(self.labels)] = list(self.labels)
             ids = keep[ids]
-        return resample(Volume(ids, grid.affine), image.grid, how="label")
+        return resample(Volume(ids, scan.grid.affine), scan.home, how="label")
 
+    def map_of(self, values: np.ndarray, scan: Scan) -> Volume:
+        """Numbers of the working grid on the grid that the image came in on, 0 beyond it."""
+        return resample(Volume(values, scan.grid.affine), scan.home, outside=0.0)
 
-def infer_planes(net: Net, image: np.ndarray, card: Card, *, reduce: Reduce, **more: Any) -> np.ndarray:
-    """A 2D network run over every axial plane of a normalised image (X, Y, Z): `reduce`'s answer, (..., X, Y, Z).
-
-    A plane goes through whole, padded to what the network can halve, unless it is very large.
-    """
-    stride = 2 ** (len(card.arguments["widths"]) - 1)
-    window = [-(-n // stride) * stride if n <= WHOLE else card.grid["size"] for n in image.shape[:2]]
-    return infer(
-        lambda x_NCHW1: net(x_NCHW1[..., 0])[..., None], image[None], window=(*window, 1), reduce=reduce, **more
-    )
+    def _infer(self, scan: Scan, reduce: Reduce) -> np.ndarray:
+        config = self.config
+        return infer_volume(
+            self.nets,
+            scan.there,
+            self.cards,
+            reduce=reduce,
+            overlap=config.overlap,
+            batch_size=config.batch_size,
+            mirror=config.mirror,
+            device=str(self.device),
+            precision=self.precision,
+        )
 
 
 def predict_files(
@@ -119,7 +135,8 @@ def predict_files(
     """Masks of one scan or of a folder of scans, as `out/<case>.nii.gz` or `out/<case>/<structure>.nii.gz`.
 
     Beside them lie labels.json, a label file for ITK-SNAP and a colour table for 3D Slicer. What the same call has
-    finished before is skipped; a case that fails is told in the outcome and costs only itself.
+    finished before is skipped; a case that fails is told in the outcome and costs only itself. While a case is
+    computed the next is read and the one before written; processes that torchrun started share the cases.
 
     Args:
         only: names of the cases to predict; None takes all.
@@ -128,14 +145,17 @@ def predict_files(
         MedsegError: no scan, no such run, or an output folder that holds something else.
     """
     cases = [case for case in find_images(image) if only is None or case.id in only]
-    _check_out(out, cases, overwrite=overwrite)
+    is_first = place()[0] == 0
+    if is_first:
+        _check_out(out, cases, overwrite=overwrite)
     predictor = Predictor(*models, config=config)
-    if overwrite:
-        (out / JOURNAL).unlink(missing_ok=True)
+    if overwrite and is_first:
+        clear_journal(out)
+    gather(None)  # none writes before the first process has looked at the folder
     weights = [hashlib.sha256((m / "best.safetensors" if m.is_dir() else m).read_bytes()).hexdigest() for m in models]
-    work = partial(_predict_case, predictor=predictor, out=out)
-    outcome = for_each(cases, work, out=out, config={**as_dict(config), "weights": weights})
-    write_label_files(out, predictor.labels)
+    outcome = for_each(cases, _stages(predictor, out), out=out, config={**as_dict(config), "weights": weights})
+    if is_first:
+        write_label_files(out, predictor.labels)
     return outcome
 
 
@@ -165,30 +185,60 @@ def _case_of(file: Path) -> str:
     return file.resolve().parent.name if file.name == "ct.nii.gz" else case_name(file)
 
 
-def _predict_case(case: Case, *, predictor: Predictor, out: Path) -> Mapping[str, Any]:
-    begun = time.monotonic()
-    image = read_volume(case.files["ct"])
-    if predictor.config.uncertainty:
-        mask, doubt = predictor.predict_with_uncertainty(image)
-        write_volume(doubt, out / "uncertainty" / f"{case.id}.nii.gz")
-    else:
-        mask = predictor.predict(image)
+def _stages(predictor: Predictor, out: Path) -> Stages:
+    """Reading, computing and writing a case, which overlap with those of its neighbours."""
+
+    def read(case: Case) -> tuple[Scan, float]:
+        begun = time.monotonic()
+        scan = predictor.seen(read_volume(case.files["ct"]))
+        return scan, time.monotonic() - begun
+
+    def compute(_: Case, loaded: tuple[Scan, float]) -> tuple[np.ndarray, Scan, float]:
+        scan, seconds = loaded
+        begun = time.monotonic()
+        answer = predictor.infer_with_uncertainty(scan) if predictor.config.uncertainty else predictor.infer(scan)
+        return answer, replace(scan, there=scan.there[:0]), seconds + time.monotonic() - begun
+
+    def write(case: Case, computed: tuple[np.ndarray, Scan, float]) -> Mapping[str, Any]:
+        answer, scan, seconds = computed
+        begun = time.monotonic()
+        if predictor.config.uncertainty:
+            write_volume(predictor.map_of(answer[1], scan), out / "uncertainty" / f"{case.id}.nii.gz")
+            answer = answer[0]
+        mask = predictor.mask_of(answer, scan)
+        _write_mask(mask, case, predictor, out)
+        found = [predictor.labels[i] for i in np.unique(mask.voxels).tolist() if i]
+        return {"seconds": round(seconds + time.monotonic() - begun, 2), "structures": found}
+
+    return Stages(read, compute, write)
+
+
+def _write_mask(mask: Volume, case: Case, predictor: Predictor, out: Path) -> None:
     if predictor.config.format == "masks":
         for number, name in predictor.labels.items():
             one = mask.like((mask.voxels == number).astype(np.uint8))
             write_volume(one, out / case.id / f"{name}.nii.gz")
     else:
         write_volume(mask, out / f"{case.id}.nii.gz")
-    found = [predictor.labels[i] for i in np.unique(mask.voxels).tolist() if i]
-    return {"seconds": round(time.monotonic() - begun, 2), "structures": found}
 
 
 def _common_card(cards: Sequence[Card], runs: Sequence[Path]) -> Card:
-    first = cards[0]
+    """The first card, where all runs answer the same question about the same voxels; nets and windows may differ."""
     for card, run in zip(cards, runs, strict=True):
         if card.package != "medseg-totalseg":
             raise MedsegError(f"{run} holds weights of {card.package}, not of medseg-totalseg; give a run of `train`")
-        for what in ("head", "channels", "labels", "grid", "intensity"):
-            if getattr(card, what) != getattr(first, what):
+    first = _question(cards[0])
+    for card, run in zip(cards, runs, strict=True):
+        for what, answer in _question(card).items():
+            if answer != first[what]:
                 raise MedsegError(f"{run} and {runs[0]} differ in {what}; an ensemble needs runs on the same data")
-    return first
+    return cards[0]
+
+
+def _question(card: Card) -> dict[str, Any]:
+    asked = {name: getattr(card, name) for name in ("head", "channels", "labels", "intensity")}
+    return {**asked, "orientation": card.grid["orientation"], "spacing": list(card.grid["spacing_mm"])}
+
+
+def _layout(card: Card) -> torch.memory_format:
+    return torch.channels_last_3d if "patch" in card.grid else torch.channels_last

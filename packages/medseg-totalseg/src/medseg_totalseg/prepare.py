@@ -4,6 +4,7 @@ CACHE/dataset.json              labels, spacing, missing policy, overlap, failed
 CACHE/journal.jsonl             what is done; the same call goes on where it was
 CACHE/<case>/{image,label}.npy  int16 HU and label ids, (X, Y, Z) in RAS; `[:, :, k]` is one read from the disk
 CACHE/<case>/label2.npy, ...    further structures of voxels that lie in several
+CACHE/<case>/places.npy         some voxels of each structure, on which patches are centred
 CACHE/<case>/about.json         source grid, voxels per id, overlaps, annotated ids (null: all of them)
 """
 
@@ -23,6 +24,7 @@ import numpy as np
 from medseg_core.cases import Case
 from medseg_core.cohort import Outcome, for_each, processes
 from medseg_core.config import as_dict
+from medseg_core.distributed import gather, place
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_grid, read_volume, write_text
 from medseg_core.join import Joined, join_masks
@@ -31,6 +33,7 @@ from medseg_core.store import Arrays, write_arrays
 from medseg_core.volume import Volume, resample
 from medseg_totalseg.dataset import discover, masks_of, names_of
 from medseg_totalseg.labels import choose, select
+from medseg_totalseg.places import places_of
 from medseg_totalseg.settings import PrepareConfig
 
 DATASET = "dataset.json"
@@ -84,8 +87,9 @@ class _Plan:
 def prepare(data: Path, out: Path, config: PrepareConfig, *, executor: Executor | None = None) -> Outcome:
     """Packs the masks of each case into one label map beside its image, on one orientation and spacing.
 
-    Finished cases are skipped, a bad one costs only itself. Where masks overlap, the largest id has the voxel in
-    `label`, the next in `label2`; the share is counted and told, for the head of a network depends on it.
+    Finished cases are skipped, a bad one costs only itself; processes that torchrun started share the cases. Where
+    masks overlap, the largest id has the voxel in `label`, the next in `label2`; the share is counted and told, for the
+    head of a network depends on it.
 
     Args:
         data: a released folder, or a single case.
@@ -95,8 +99,8 @@ def prepare(data: Path, out: Path, config: PrepareConfig, *, executor: Executor 
     Raises:
         MedsegError: no cases, names that no class list holds, or a cache of other settings or of other scans.
     """
-    out = Path(out)
-    if out.is_dir() and any(out.iterdir()) and not is_cache(out):
+    out, is_first = Path(out), place()[0] == 0
+    if is_first and out.is_dir() and any(out.iterdir()) and not is_cache(out):
         raise MedsegError(f"{out} exists and is no cache of `prepare`; give a new folder")
     cases = discover(data)
     names = names_of(cases)
@@ -105,12 +109,15 @@ def prepare(data: Path, out: Path, config: PrepareConfig, *, executor: Executor 
     labels = select(choose(names, config.labels), config.structures)
     settings = {k: v for k, v in as_dict(config).items() if k != "workers"} | {"names": sorted(labels.values())}
     plan = _Plan(labels, _spacing(cases, out, config), config.missing)
-    if not is_cache(out):
+    if is_first and not is_cache(out):
         _write_dataset(out, plan, {})
+    gather(None)  # none writes a case before the first process has looked at the folder
     pool = processes(config.workers) if executor is None and config.workers > 1 else nullcontext(executor)
     with pool as chosen:
         outcome = for_each(cases, partial(_prepare_case, out=out, plan=plan), out=out, config=settings, executor=chosen)
-    _write_dataset(out, plan, {"failed": dict(outcome.failed), **_summary(cases, outcome, out)})
+    if is_first:
+        _write_dataset(out, plan, {"failed": dict(outcome.failed), **_summary(cases, outcome, out)})
+    gather(None)  # none reads the cohort before it is whole
     return outcome
 
 
@@ -129,9 +136,10 @@ def _prepare_case(case: Case, *, out: Path, plan: _Plan) -> Mapping[str, Any]:
     for number, layer in enumerate(joined.layers, 1):
         name = "label" if number == 1 else f"label{number}"
         arrays[name] = np.asfortranarray(resample(Volume(layer, ct.affine), grid, how="label").voxels)
+    arrays["places"] = places_of([array for name, array in arrays.items() if name.startswith("label")])
     annotated = sorted(files) if plan.missing == "ignore" else None
-    place = {"affine": grid.affine.tolist(), "spacing_mm": list(grid.spacing_mm)}
-    about = _about(case, ct, joined) | place | {"annotated": annotated}
+    where = {"affine": grid.affine.tolist(), "spacing_mm": list(grid.spacing_mm)}
+    about = _about(case, ct, joined) | where | {"annotated": annotated}
     write_arrays(out / case.id, arrays, about)
     return {"structures": sum(num > 0 for num in joined.voxels.values()), "overlaps": len(joined.overlaps)}
 

@@ -24,11 +24,24 @@ class PrepareConfig:
 class TotalsegConfig(PrepareConfig, AugmentConfig, TrainConfig):
     """CT network."""
 
-    epochs: int = setting(150, "Passes over the slices.", low=1, exact=False)
+    net: Literal["unet2d", "unet2d-attention", "unet3d"] = setting(
+        "unet2d", "Architecture: slices, slices with attention gates, or patches in 3D."
+    )
+    epochs: int = setting(150, "Passes over the slices, or over the patches.", low=1, exact=False)
+    batch_size: int | None = setting(
+        None, "Samples per update, over all processes; none is 8 slices or 2 patches.", low=1
+    )
     lr: float = setting(3e-3, "Learning rate at its highest.", low=0)
     size: int = setting(256, "Edge of a training slice in pixels; planes are cropped or padded to it.", low=16)
-    widths: tuple[int, ...] = setting((32, 64, 128, 256, 512), "Channels of each level; halve to save memory.", low=1)
-    channels_last: bool = setting(True, "Lay tensors out channels last; faster for this network.")
+    patch: tuple[int, int, int] = setting(
+        (96, 96, 96), "unet3d: edges of a training patch in voxels, right-left, back-front, feet-head.", low=1
+    )
+    patches_per_case: int = setting(4, "unet3d: patches of each case in an epoch, each time others.", low=1)
+    widths: tuple[int, ...] | None = setting(
+        None, "Channels of each level; none is the net's own, 32,64,128,256,512 (3D: 320); halve to save memory.", low=1
+    )
+    deep_supervision: bool = setting(False, "Also judge the coarser levels, each by a head of its own, while training.")
+    channels_last: bool = setting(True, "Lay tensors out channels last; faster for these networks.")
     head: Literal["auto", "softmax", "sigmoid"] = setting(
         "auto", "Exclusive classes or one yes or no each; auto takes sigmoid where structures overlap."
     )
@@ -37,7 +50,7 @@ class TotalsegConfig(PrepareConfig, AugmentConfig, TrainConfig):
     percentiles: tuple[float, float] | None = setting(
         None, "Instead of a window: percentiles of the volume that become 0 and 1.", low=0, high=100
     )
-    foreground: float = setting(0.33, "Share of crops that are centred on a structure.", low=0, high=1)
+    foreground: float = setting(0.33, "Share of crops and patches that are centred on a structure.", low=0, high=1)
     brightness_chance: float | None = setting(
         0.0, "Chance to make all brighter; 0, as HU are calibrated.", low=0, high=1
     )
@@ -55,8 +68,13 @@ class PredictConfig:
     format: Literal["multilabel", "masks"] = setting("multilabel", "One file of label ids, or a file per structure.")
     structures: tuple[str, ...] = setting((), "Write only these structures or groups: liver,vessels.")
     uncertainty: bool = setting(False, "Also write an entropy map, 0 sure to 1 undecided.")
-    batch_size: int = setting(8, "Slices per forward pass.", low=1)
-    overlap: float = setting(0.5, "Overlap of windows, where a plane is too large for one.", low=0, high=0.9)
+    batch_size: int | None = setting(None, "Samples per forward pass; none is 8 slices or 2 patches.", low=1)
+    overlap: float = setting(0.5, "Overlap of patches, or of windows in a plane too large for one.", low=0, high=0.9)
+    mirror: Literal["none", "left-right", "all"] = setting(
+        "none",
+        "Mean over mirror images, for nets trained with --flip-chance: left-right takes 2 times as long, all axes 4 "
+        "(slices) or 8 (patches).",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = setting("auto", "Arithmetic; auto is bf16 where it is fast.")
     device: str = setting("auto", "auto, cpu, cuda or cuda:1.")
 

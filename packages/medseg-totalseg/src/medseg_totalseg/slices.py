@@ -41,7 +41,64 @@ def limits_of(image: np.ndarray, intensity: Mapping[str, Any]) -> tuple[float, f
     return low, high
 
 
-class Slices:
+class CohortSamples:
+    """What samples of slices and of patches have in common: see `Slices` for the arguments and for what comes out."""
+
+    def __init__(
+        self,
+        cases: Sequence[Arrays],
+        *,
+        intensity: Mapping[str, Any],
+        channels: Sequence[int],
+        head: str,
+        how: Recipe | None = None,
+        mirror: Mapping[int, int] | None = None,
+        foreground: float = 0.0,
+    ) -> None:
+        assert (0 in channels) == (head == "softmax"), f"channels {channels} of head {head}"
+        self.cases, self.intensity, self.head = list(cases), intensity, head
+        self.channels, self.how, self.mirror, self.foreground = tuple(channels), how, mirror, foreground
+        self.some_unknown = any(arrays.about["annotated"] is not None for arrays in self.cases)
+        self.limits: dict[int, tuple[float, float]] = {}
+        self.kept, self.channel = _tables(self.cases, self.channels, mirror or {})
+
+    def read(self, number: int, place: tuple[slice | int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """A part of a case: (1, *space) float32 in [0, 1], and (L, *space) ids, 0 where they are neither trained nor
+        become so in a mirror."""
+        arrays = self.cases[number]
+        if number not in self.limits:  # percentiles are those of the volume, worked out once a case and process
+            self.limits[number] = limits_of(arrays["image"], self.intensity)
+        image = np.ascontiguousarray(_scale(arrays["image"][place], *self.limits[number]))
+        return image[None], np.stack([self.kept.take(arrays[name][place]) for name in label_names(arrays)])
+
+    def finish(self, number: int, image: np.ndarray, layers: np.ndarray, rng: np.random.Generator) -> Batch:
+        """The sample of a crop: augmented, and with the target that the loss takes."""
+        arrays = self.cases[number]
+        if self.how is not None:
+            spacing = arrays.about["spacing_mm"][: image.ndim - 1]
+            image, layers = augment(image, layers, rng, how=self.how, spacing=spacing, mirror=self.mirror)
+        sample = {"image": torch.from_numpy(image), "label": torch.from_numpy(self._target(layers))}
+        if self.some_unknown:
+            annotated = arrays.about["annotated"]
+            known = [i == 0 or annotated is None or i in annotated for i in self.channels]
+            sample["known"] = torch.tensor(known)
+        return sample
+
+    def _target(self, layers: np.ndarray) -> np.ndarray:
+        """(L, *space) ids -> what the loss takes."""
+        channels = self.channel.take(layers)
+        if self.head == "softmax":
+            label = channels[0]
+            for below in channels[1:]:  # a structure that is no channel hides nothing
+                label = np.where(label == 0, below, label)
+            return label.astype(np.int64)
+        target = np.zeros((len(self.channels) + 1, *layers.shape[1:]), np.uint8)
+        for layer in channels:
+            np.put_along_axis(target, layer[None], 1, axis=0)
+        return target[1:]
+
+
+class Slices(CohortSamples):
     """Samples of a cohort, one per axial plane; see `medseg_core.draw.Samples`.
 
     A sample holds `image` (1, size, size) float32 in [0, 1], X before Y, and `label`: under softmax (size, size) int64
@@ -59,64 +116,25 @@ class Slices:
         foreground: share of crops that are centred on a structure.
     """
 
-    def __init__(
-        self,
-        cases: Sequence[Arrays],
-        *,
-        size: int,
-        intensity: Mapping[str, Any],
-        channels: Sequence[int],
-        head: str,
-        how: Recipe | None = None,
-        mirror: Mapping[int, int] | None = None,
-        foreground: float = 0.0,
-    ) -> None:
-        assert (0 in channels) == (head == "softmax"), f"channels {channels} of head {head}"
-        self.cases, self.size, self.intensity, self.head = list(cases), size, intensity, head
-        self.channels, self.how, self.mirror, self.foreground = tuple(channels), how, mirror, foreground
+    def __init__(self, cases: Sequence[Arrays], *, size: int, **options: Any) -> None:
+        super().__init__(cases, **options)
+        self.size = size
         self.places = [(c, k) for c, arrays in enumerate(self.cases) for k in range(arrays["label"].shape[2])]
-        self.some_unknown = any(arrays.about["annotated"] is not None for arrays in self.cases)
-        self.limits: dict[int, tuple[float, float]] = {}
-        self.kept, self.channel = _tables(self.cases, self.channels, mirror or {})
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, draw: Draw) -> Batch:
         number, k = self.places[draw.index]
-        arrays, rng = self.cases[number], draw.numpy()
-        image = self._plane(number, k)
-        layers = np.stack([self.kept.take(arrays[name][:, :, k]) for name in arrays.names if name.startswith("label")])
-        size = (self.size, self.size)
-        image, layers = crop(image, layers, size, foreground=self.foreground, rng=rng)
-        if self.how is not None:
-            spacing = arrays.about["spacing_mm"][:2]
-            image, layers = augment(image, layers, rng, how=self.how, spacing=spacing, mirror=self.mirror)
-        sample = {"image": torch.from_numpy(image), "label": torch.from_numpy(self._target(layers))}
-        if self.some_unknown:
-            annotated = arrays.about["annotated"]
-            known = [i == 0 or annotated is None or i in annotated for i in self.channels]
-            sample["known"] = torch.tensor(known)
-        return sample
+        rng = draw.numpy()
+        image, layers = self.read(number, (slice(None), slice(None), k))
+        image, layers = crop(image, layers, (self.size, self.size), foreground=self.foreground, rng=rng)
+        return self.finish(number, image, layers, rng)
 
-    def _plane(self, number: int, k: int) -> np.ndarray:
-        image = self.cases[number]["image"]
-        if number not in self.limits:  # percentiles are those of the volume, worked out once a case and process
-            self.limits[number] = limits_of(image, self.intensity)
-        return np.ascontiguousarray(_scale(image[:, :, k], *self.limits[number]))[None]
 
-    def _target(self, layers: np.ndarray) -> np.ndarray:
-        """(L, H, W) ids -> what the loss takes."""
-        channels = self.channel.take(layers)
-        if self.head == "softmax":
-            label = channels[0]
-            for below in channels[1:]:  # a structure that is no channel hides nothing
-                label = np.where(label == 0, below, label)
-            return label.astype(np.int64)
-        target = np.zeros((len(self.channels) + 1, *layers.shape[1:]), np.uint8)
-        for layer in channels:
-            np.put_along_axis(target, layer[None], 1, axis=0)
-        return target[1:]
+def label_names(arrays: Arrays) -> list[str]:
+    """The label map of a case, and those of further structures where masks overlap."""
+    return [name for name in arrays.names if name.startswith("label")]
 
 
 def _tables(

@@ -1,9 +1,7 @@
-"""Training on slices of a prepared cohort."""
+"""Training on slices or patches of a prepared cohort."""
 
-import dataclasses
-import logging
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from medseg_core import figures
-from medseg_core.augment import recipe
-from medseg_core.cases import Case, read_split, split_cases, write_split
+from medseg_core.cases import write_split
 from medseg_core.checkpoint import Card
+from medseg_core.device import peak_memory_mb
+from medseg_core.distributed import place
 from medseg_core.draw import Batch, Draw
-from medseg_core.errors import MedsegError, meant
-from medseg_core.infer import decide
 from medseg_core.labelmaps import write_labels
 from medseg_core.losses import LOSSES
-from medseg_core.metrics import count, scores
 from medseg_core.run import RunFolder
-from medseg_core.store import Arrays
-from medseg_core.trainer import At, Result, Score, Trainer
-from medseg_totalseg import __version__
-from medseg_totalseg.dataset import discover, names_of
-from medseg_totalseg.labels import choose, mirror_pairs, select
-from medseg_totalseg.models import MODELS
-from medseg_totalseg.predict import infer_planes
-from medseg_totalseg.prepare import Cohort, is_cache, prepare, read_cohort
-from medseg_totalseg.settings import PrepareConfig, TotalsegConfig
-from medseg_totalseg.slices import Slices, normalise
-
-log = logging.getLogger(__name__)
-
-OVERLAP = 0.01  # share of the foreground in two structures, from which classes are not taken as exclusive
-NUM_PICTURES = 4
-DEFAULT_LOSS = {"softmax": "dice_balanced_ce", "sigmoid": "dice_bce"}
+from medseg_core.trainer import At, Result, Trainer
+from medseg_totalseg.patches import Patches
+from medseg_totalseg.plan import Plan, check, cohort_of, complete, make_plan
+from medseg_totalseg.settings import TotalsegConfig
+from medseg_totalseg.slices import Slices
+from medseg_totalseg.validation import Validation
 
 
 def train(
@@ -51,7 +37,8 @@ def train(
 ) -> Result:
     """Fits the network to a cohort and leaves a run folder.
 
-    A cohort of one patient trains without validation: its last weights are kept as best.
+    A cohort of one patient trains without validation: its last weights are kept as best. Started by torchrun, all
+    processes share each batch and the held-out cases, and the first one writes.
 
     Args:
         data: a cache that `prepare` made, or a released folder, which is prepared into `out/cache` first.
@@ -61,31 +48,40 @@ def train(
     Raises:
         MedsegError: nothing to train on, a folder in use, settings that do not fit the data.
     """
-    _check(data, config)
+    config = complete(config)
+    check(data, config)
     run = RunFolder.open(out, config, resume=resume, overwrite=overwrite)
-    plan = _plan(_cohort(data, run.path, config), config, splits)
-    write_labels(run.path / "labels.json", plan.card.labels)
-    write_split(run.path / "split.json", plan.cases, seed=config.seed)
+    plan = make_plan(cohort_of(data, run.path, config), config, splits)
     samples, held_out = plan.samples("train"), plan.arrays("val")
-    _save_sheet(samples, plan, run.path / "augmented.png", num=16)
-    trainer = plan.trainer(run)
+    if place()[0] == 0:
+        write_labels(run.path / "labels.json", plan.card.labels)
+        write_split(run.path / "split.json", plan.cases, seed=config.seed)
+        _save_sheet(samples, plan, run.path / "augmented.png", num=16)
+    trainer = _trainer(plan, run)
     return trainer.fit(samples, Validation(held_out, plan, run.path / "samples") if held_out else None)
 
 
 def rehearse(data: Path, out: Path, config: TotalsegConfig, *, splits: Path | None = None) -> Mapping[str, Any]:
-    """One batch and one step of what `train` would do: shapes, values, labels, memory, and `out/batch.png`."""
-    _check(data, config)
-    plan = _plan(_cohort(data, out, config), config, splits)
-    samples, trainer = plan.samples("train"), plan.trainer(None)
+    """Two steps of what `train` would do: shapes, values, labels, parameters, memory, times, and `out/batch.png`."""
+    config = complete(config)
+    check(data, config)
+    plan = make_plan(cohort_of(data, out, config), config, splits)
+    samples, trainer = plan.samples("train"), _trainer(plan, None)
     draws = [Draw(i, 0, i, config.seed) for i in range(min(config.batch_size, len(samples)))]
+    begun = time.perf_counter()
     batch = torch.utils.data.default_collate([samples[draw] for draw in draws])
+    sample_s = (time.perf_counter() - begun) / len(draws)
     _save_sheet(samples, plan, out / "batch.png", num=len(draws))
     parts = trainer.update([batch])
+    begun = time.perf_counter()
+    trainer.update([batch])  # the first one also warms up
+    step_s = time.perf_counter() - begun
     image, label = batch["image"], batch["label"]
-    present = np.unique(label.numpy()) if label.ndim == image.ndim - 1 else np.flatnonzero(label.amax((0, 2, 3)))
+    planes = tuple(range(2, image.ndim))
+    present = np.unique(label.numpy()) if plan.card.head == "softmax" else np.flatnonzero(label.amax((0, *planes)))
     ids = [plan.card.channels[c] for c in present.tolist()]
     return {
-        "training slices": len(samples),
+        f"training {plan.kind}": len(samples),
         "training cases": [case.id for case in plan.cases if case.split == "train"],
         "validation cases": [case.id for case in plan.cases if case.split == "val"],
         "image": f"{tuple(image.shape)} from {float(image.min()):.3f} to {float(image.max()):.3f}",
@@ -93,166 +89,54 @@ def rehearse(data: Path, out: Path, config: TotalsegConfig, *, splits: Path | No
         "labels present": [plan.card.labels.get(i, "background") for i in ids],
         "head and loss": f"{plan.card.head}, {plan.loss}",
         "spacing_mm": list(plan.cohort.spacing_mm),
+        "network": f"{plan.card.model} of widths {', '.join(map(str, plan.card.arguments['widths']))}",
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "precision": f"{trainer.precision} on {trainer.device}",
+        "peak_memory_mb": round(peak_memory_mb(trainer.device)),
+        "seconds_per_step": round(step_s, 3),
+        "seconds_per_sample": round(sample_s, 4),
+        "steps_per_epoch": -(-len(samples) // (config.batch_size * config.accumulate)),
         **parts,
         "picture": str(out / "batch.png"),
     }
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a training will do, decided from the cohort and the settings before anything is computed."""
-
-    cohort: Cohort
-    config: TotalsegConfig
-    cases: tuple[Case, ...]
-    card: Card
-    loss: str
-
-    def arrays(self, split: str) -> list[Arrays]:
-        """The stored arrays of one part of the split."""
-        return [Arrays(case.files["arrays"]) for case in self.cases if case.split == split]
-
-    def samples(self, split: str) -> Slices:
-        """Augmented slices of one part of the split."""
-        config = self.config
-        return Slices(
-            self.arrays(split),
-            size=config.size,
-            intensity=self.card.intensity,
-            channels=self.card.channels,
-            head=self.card.head,
-            how=recipe(config),
-            mirror=mirror_pairs(self.cohort.labels),
-            foreground=config.foreground,
-        )
-
-    def trainer(self, run: RunFolder | None) -> Trainer:
-        """The network at its start, and the loop around it."""
-        torch.manual_seed(self.config.seed)
-        model = MODELS[self.card.model](**self.card.arguments)
-        return Trainer(model, SegmentStep(self.card.head, self.loss), config=self.config, card=self.card, run=run)
-
-
 class SegmentStep:
-    """The loss of a batch of slices, and the Dice that its hard decisions have over the structures in the batch."""
+    """The loss of a batch, and the Dice that its hard decisions have over the structures in the batch.
 
-    def __init__(self, head: str, loss: str) -> None:
-        self.head, self.loss = head, LOSSES[head][loss]
+    With deep supervision (Lee et al., 2015) the loss is a weighted mean over the levels that answer, each half as
+    heavy as the next finer one, against the label at its own scale.
+
+    Args:
+        head, loss: keys of `medseg_core.losses.LOSSES`.
+        deep: whether the model is called with `deep=True`.
+    """
+
+    def __init__(self, head: str, loss: str, *, deep: bool = False) -> None:
+        self.head, self.loss, self.deep = head, LOSSES[head][loss], deep
 
     def __call__(self, model: nn.Module, batch: Batch, at: At) -> Mapping[str, Tensor]:
         """See `medseg_core.trainer.Step`."""
-        logits = model(batch["image"])
+        label = batch["label"]
+        levels: Sequence[Tensor] = model(batch["image"], deep=True) if self.deep else [model(batch["image"])]
         with torch.no_grad():
-            dice = _batch_dice(logits, batch["label"], self.head)
-        return {"loss": self.loss(logits, batch["label"], known=batch.get("known")), "dice": dice}
+            dice = _batch_dice(levels[0], label, self.head)
+        losses = [self.loss(y, shrunk(label, y.shape[2:]), known=batch.get("known")) for y in levels]
+        weights = [0.5**level for level in range(len(levels))]
+        loss = sum(weight * loss for weight, loss in zip(weights, losses, strict=True)) / sum(weights)
+        return {"loss": loss, "dice": dice}
 
 
-class Validation:
-    """Dice, IoU and accuracy of whole held-out volumes: the mean over cases of the mean over their structures.
-
-    A structure that is missed or invented counts 0; one that is on neither side counts nowhere.
-    """
-
-    def __init__(self, cases: Sequence[Arrays], plan: Plan, pictures: Path) -> None:
-        self.cases, self.plan, self.pictures = cases, plan, pictures
-
-    def __call__(self, model: nn.Module, at: At) -> Score:
-        """See `medseg_core.trainer.Validate`."""
-        card, device = self.plan.card, next(model.parameters()).device
-        means = []
-        for number, case in enumerate(self.cases):
-            image = normalise(case["image"], card.intensity)
-            mask = infer_planes(model, image, card, reduce=decide(card), batch_size=8, device=str(device))
-            counts = count(mask, case["label"], ids=_known(case, card))
-            found = scores(counts)
-            means.append([np.nanmean(found[name]) for name in ("dice", "iou", "accuracy")])
-            if number < NUM_PICTURES:
-                self._draw(case, image, mask, at)
-        dice, iou, accuracy = np.nanmean(means, axis=0).tolist()
-        return Score(dice, {"dice": dice, "iou": iou, "accuracy": accuracy})
-
-    def _draw(self, case: Arrays, image: np.ndarray, mask: np.ndarray, at: At) -> None:
-        name = case.folder.name
-        figure = figures.overlay(
-            np.asarray(case["label"]),
-            mask,
-            self.plan.card.labels,
-            image=image,
-            window=(0.0, 1.0),
-            spacing=self.plan.cohort.spacing_mm,
-            affine=np.diag([*self.plan.cohort.spacing_mm, 1.0]),
-            title=f"{name}, epoch {at.epoch + 1}",
-        )
-        figures.save(figure, self.pictures / f"epoch_{at.epoch + 1:04d}_{name}.png", dpi=80)
+def shrunk(label: Tensor, size: Sequence[int]) -> Tensor:
+    """A label (..., *space) on a coarser grid of `size`, which divides space: of each block the voxel in its middle."""
+    steps = [edge // n for edge, n in zip(label.shape[-len(size) :], size, strict=True)]
+    return label[(..., *(slice(step // 2, None, step) for step in steps))]
 
 
-def _check(data: Path, config: TotalsegConfig) -> None:
-    """What can be refused before anything is written."""
-    stride = 2 ** (len(config.widths) - 1)
-    if config.size % stride:
-        below = config.size // stride * stride
-        near = " or ".join(str(n) for n in (below, below + stride) if n)
-        raise MedsegError(
-            f"size {config.size} must be a multiple of {stride} for {len(config.widths)} widths; try {near}"
-        )
-    known = sorted({name for losses in LOSSES.values() for name in losses} | {"auto"})
-    if config.loss not in known:
-        raise MedsegError(f"there is no loss {config.loss!r}{meant(config.loss, known)}; there are {', '.join(known)}")
-    if not is_cache(data):
-        select(choose(names_of(discover(data)), config.labels), config.structures)
-
-
-def _cohort(data: Path, out: Path, config: TotalsegConfig) -> Cohort:
-    if is_cache(data):
-        return read_cohort(data)
-    own = PrepareConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(PrepareConfig)})
-    outcome = prepare(data, out / "cache", own)
-    if outcome.failed:
-        log.warning("left out: %s", "; ".join(f"{case}: {why}" for case, why in outcome.failed.items()))
-    return read_cohort(out / "cache")
-
-
-def _plan(cohort: Cohort, config: TotalsegConfig, splits: Path | None) -> Plan:
-    head = config.head
-    if head == "auto":
-        head = "sigmoid" if cohort.overlap > OVERLAP else "softmax"
-    loss = DEFAULT_LOSS[head] if config.loss == "auto" else config.loss
-    if loss not in LOSSES[head]:
-        raise MedsegError(
-            f"head {head} has no loss {loss!r}{meant(loss, LOSSES[head])}; it has {', '.join(LOSSES[head])}"
-        )
-    log.info("%.2f%% of the foreground lies in two structures: head %s, loss %s", 100 * cohort.overlap, head, loss)
-    labels = select(cohort.labels, config.structures)
-    channels = ((0,) if head == "softmax" else ()) + tuple(labels)
-    card = Card(
-        package="medseg-totalseg",
-        version=__version__,
-        model="unet2d",
-        arguments={"in_channels": 1, "num_classes": len(channels), "widths": list(config.widths)},
-        inputs=("ct",),
-        head=head,
-        channels=channels,
-        labels=labels,
-        grid={"orientation": "RAS", "spacing_mm": list(cohort.spacing_mm), "size": config.size},
-        intensity={"percentiles": list(config.percentiles)}
-        if config.percentiles
-        else {"window_hu": list(config.window_hu)},
-    )
-    return Plan(cohort, config, tuple(_split(cohort, config, splits)), card, loss)
-
-
-def _split(cohort: Cohort, config: TotalsegConfig, splits: Path | None) -> Sequence[Case]:
-    if splits:
-        return read_split(splits, cohort.cases)
-    return split_cases(cohort.cases, val=config.val, seed=config.seed)
-
-
-def _known(case: Arrays, card: Card) -> list[int]:
-    """The ids that are scored in a case: those that somebody looked for."""
-    annotated = case.about["annotated"]
-    return [i for i in card.labels if annotated is None or i in annotated]
+def _trainer(plan: Plan, run: RunFolder | None) -> Trainer:
+    """The network at its start, and the loop around it."""
+    step = SegmentStep(plan.card.head, plan.loss, deep=plan.config.deep_supervision)
+    return Trainer(plan.network(), step, config=plan.config, card=plan.card, run=run)
 
 
 def _batch_dice(logits: Tensor, label: Tensor, head: str) -> Tensor:
@@ -274,12 +158,20 @@ def _batch_dice(logits: Tensor, label: Tensor, head: str) -> Tensor:
     return (2 * both / (found + true).clamp(min=1))[present].mean()
 
 
-def _save_sheet(samples: Slices, plan: Plan, path: Path, *, num: int) -> None:
-    """What the network sees: samples as they are drawn, with their labels."""
+def _save_sheet(samples: Slices | Patches, plan: Plan, path: Path, *, num: int) -> None:
+    """What the network sees: samples as they are drawn, with their labels; of a patch the plane with most labels."""
     drawn = [samples[Draw(i * len(samples) // num, 0, i, plan.config.seed)] for i in range(min(num, len(samples)))]
-    images = np.stack([_upright(sample["image"][0].numpy()) for sample in drawn])
-    labels = np.stack([_upright(_ids(sample["label"], plan.card)) for sample in drawn])
+    planes = [_plane(sample["image"][0].numpy(), _ids(sample["label"], plan.card)) for sample in drawn]
+    images, labels = (np.stack([_upright(plane) for plane in kind]) for kind in zip(*planes, strict=True))
     figures.save(figures.sheet(images, labels, plan.card.labels), path)
+
+
+def _plane(image: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A slice as it is; of a patch the axial plane in which most is labelled."""
+    if image.ndim == 2:
+        return image, ids
+    k = int(np.count_nonzero(ids, axis=(0, 1)).argmax())
+    return image[:, :, k], ids[:, :, k]
 
 
 def _upright(plane_XY: np.ndarray) -> np.ndarray:
@@ -288,8 +180,8 @@ def _upright(plane_XY: np.ndarray) -> np.ndarray:
 
 
 def _ids(label: Tensor, card: Card) -> np.ndarray:
-    """(H, W) label ids of a target of channel indices or of yes-or-no planes."""
+    """(*space) label ids of a target of channel indices or of yes-or-no channels."""
     if card.head == "softmax":
         return np.asarray(card.channels)[label.numpy()]
-    ids = torch.tensor(card.channels)[:, None, None]
+    ids = torch.tensor(card.channels).reshape(-1, *[1] * (label.ndim - 1))
     return (label.long() * ids).amax(0).numpy()
