@@ -1,4 +1,4 @@
-"""Damaged and hostile files made of sound ones, and what may become of them: an answer, or one line that says why not."""
+"""Damaged and hostile files made of sound ones, and what may become of them: an answer, or one line why not."""
 
 import json
 import logging
@@ -17,14 +17,34 @@ import numpy as np
 
 from medseg_core.errors import MedsegError
 
-SECONDS = 10  # many times what any of the tiny files takes, on a busy machine too
+SECONDS = 10  # of computing, many times what any of the tiny files takes
+PATIENCE = 20  # times as long by the clock, for a machine that is busy
 MEMORY = 1 << 29  # bytes beyond what the process has; the files are of kilobytes
 TRIES = 6  # how often a twist is tried that leaves a file as it was
 
 Rng = np.random.Generator
 Twist = Callable[[bytes, Rng], bytes]
 Door = Callable[[Path], Any]
-ODD_NUMBERS = (0, -1, 1, 2, 7, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64, 10**30, 10**400)
+ODD_NUMBERS = (
+    0,
+    -1,
+    1,
+    2,
+    7,
+    255,
+    256,
+    32767,
+    32768,
+    65535,
+    65536,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**63,
+    2**64,
+    10**30,
+    10**400,
+)
 ODD_FLOATS = (math.nan, math.inf, -math.inf, 0.0, -0.0, -1.0, 1e-320, 1e-45, 1e-30, 1e30, 3.4e38, 1.7e308)
 ODD_TEXTS = (
     *("", " ", ".", "..", "../x", "/etc/passwd", "a/b", "a\\b", "C:\\x", "a\0b", "a\nb", "a\u2028b", "\x1b[31mred"),
@@ -148,19 +168,24 @@ class Tally(Counter):
     def through(self, door: Door, path: Path, name: str) -> None:
         """Opens a door with a file: it answers or raises one clear MedsegError, quietly, soon and in little memory."""
         before = sorted(path.parent.rglob("*"))
-        told = _Heard()
-        with warnings.catch_warnings(record=True) as caught, told, bounded():
-            warnings.simplefilter("always")
-            try:
-                door(path)
-                self["works"] += 1
-            except MedsegError as error:
-                self["refused"] += 1
-                clear(str(error))
-        assert not caught, [str(w.message) for w in caught]
-        assert not told.strangers, told.strangers
-        assert sorted(path.parent.rglob("*")) == before, "something was left beside the file"
-        assert name
+        try:
+            with warnings.catch_warnings(record=True) as caught, _Heard() as told, bounded():
+                warnings.simplefilter("always")
+                self["refused" if _refused(door, path) else "works"] += 1
+            assert not caught, [str(w.message) for w in caught]
+            assert not told.strangers, told.strangers
+            assert sorted(path.parent.rglob("*")) == before, "something was left beside the file"
+        except Exception as error:
+            raise AssertionError(f"{name}, {path.read_bytes()[:2000]!r}") from error
+
+
+def _refused(door: Door, path: Path) -> bool:
+    try:
+        door(path)
+    except MedsegError as error:
+        clear(str(error))
+        return True
+    return False
 
 
 def clear(message: str) -> None:
@@ -194,20 +219,24 @@ def bounded(seconds: float = SECONDS, memory: int = MEMORY) -> Iterator[None]:
     """Ends what takes too long, and refuses memory beyond a bound."""
 
     def late(*_: Any) -> None:
-        raise TimeoutError(f"took more than {seconds} s")
+        raise TimeoutError(f"took more than {seconds} s of computing, or {seconds * PATIENCE} s")
 
-    with open("/proc/self/statm") as file:  # noqa: PTH123
-        now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    size = Path("/proc/self/statm")  # of Linux
+    now = int(size.read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if size.exists() else 0
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    handler = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    resource.setrlimit(resource.RLIMIT_AS, (now + memory, limits[1]))
+    handlers = {number: signal.signal(number, late) for number in (signal.SIGALRM, signal.SIGPROF)}
+    signal.setitimer(signal.ITIMER_REAL, seconds * PATIENCE)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
+        if now:
+            resource.setrlimit(resource.RLIMIT_AS, (now + memory, limits[1]))
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def changed(content: bytes, twists: Sequence[Twist], rng: Rng) -> bytes:

@@ -25,6 +25,8 @@ finally:
     [
         ("medseg_core", ["medseg", "--help"]),
         ("medseg_core", ["medseg", "--version"]),
+        ("medseg_core", ["medseg", "checkpoint", "--help"]),
+        ("medseg_core", ["medseg", "checkpoint", "import", "--help"]),
         ("medseg_core", ["medseg", "totalseg", "--help"]),
         ("medseg_core", ["medseg", "totalseg", "train", "--help"]),
         ("medseg_core", ["medseg", "totalseg", "train", "CACHE", "--out", "RUN", "--print-config"]),

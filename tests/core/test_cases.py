@@ -186,3 +186,36 @@ def test_a_split_file_that_does_not_fit_is_told_with_the_case(tmp_path):
     path.write_text(json.dumps({"train": ["s0000"], "val": ["s0001"], "test": []}))
     with pytest.raises(MedsegError, match="'p0' is in two splits"):
         read_split(path, cohort(2, per_group=2))
+
+
+def test_ids_and_names_that_no_disk_takes_are_refused(tmp_path):
+    path = tmp_path / "cases.json"
+    for name in ("\x1b[31m", "a\x00", "a\x85b", "\u2028", "\ud800", "é" * 101, "a" * 201):
+        with pytest.raises(MedsegError, match="cannot name a file|not valid JSON") as caught:
+            Case(id=name, files={})
+        assert str(caught.value).isprintable()
+        path.write_text(json.dumps({"cases": [{"id": name, "files": {}}]}))
+        with pytest.raises(MedsegError):
+            read_cases(path)
+    assert Case(id="CT\u00a0é" * 20, files={}).id
+    with pytest.raises(MedsegError, match="no UTF-8"):
+        write_cases(path, [Case(id="a", files={"ct": tmp_path / "\udce9.nii"})])
+
+
+def test_ids_that_are_one_file_on_many_disks_are_refused(tmp_path):
+    for other in ("S1", "ｓ1"[:0] + "é", "E\u0301"):
+        cases = [{"id": name, "files": {}} for name in ("s1", "É", other)]
+        (tmp_path / "cases.json").write_text(json.dumps({"cases": cases}))
+        with pytest.raises(MedsegError, match="one file on many disks"):
+            read_cases(tmp_path / "cases.json")
+
+
+def test_a_key_that_stands_there_twice_is_no_slip(tmp_path):
+    (tmp_path / "split.json").write_text('{"train": ["s0000"], "val": [], "test": [], "val": ["s0000"]}')
+    with pytest.raises(MedsegError, match="'val' stands there twice"):
+        read_split(tmp_path / "split.json", cohort(1))
+
+
+def test_a_list_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "cases.json").write_text('{"cases": [{"id": "a", "files": {}}]}', encoding="utf-8-sig")
+    assert [case.id for case in read_cases(tmp_path / "cases.json")] == ["a"]

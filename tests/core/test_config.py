@@ -82,3 +82,37 @@ def test_a_resolved_config_can_be_fed_back_as_json_and_as_toml(tmp_path):
     (tmp_path / "a.toml").write_text(as_toml(config))
     assert resolve(Config, file=tmp_path / "a.json") == config
     assert resolve(Config, file=tmp_path / "a.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("c.json", '{"lr": 1, "lr": 2}', "'lr' stands there twice"),
+        ("c.json", '{"lr": 1%s}' % ("0" * 400), "lr must be FLOAT"),
+        ("c.json", '{"lr": 1e999, "size": 1e999}', "size must be INT"),
+        ("c.json", '{"window_hu": {"1": 0, "2": 0}}', "window_hu must be FLOAT,FLOAT"),
+        ("c.json", '{"name": "\\ud800"}', "name must be TEXT"),
+        ("c.json", '{"name": "a\\nb"}', "name must be TEXT"),
+        ("c.toml", "a." * 30_000 + "b = 1", "more than 100 parts"),
+        ("c.toml", "a . " * 30_000 + "b = 1", "more than 100 parts"),
+        ("c.toml", "lr = " + "[" * 30_000, "not valid toml"),
+        ("c.toml", "window_hu = [nan, 1.0]", "window_hu must be a number, got nan"),
+    ],
+)
+def test_a_hostile_file_is_one_line(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(MedsegError, match=words):
+        resolve(Hostile, file=tmp_path / name)
+
+
+def test_a_file_with_a_byte_order_mark_and_rulers_of_dots_is_read(tmp_path):
+    (tmp_path / "c.toml").write_text(f"# {'.' * 500}\nlr = 0.5 # {'. ' * 300}\n", encoding="utf-8-sig")
+    assert resolve(Hostile, file=tmp_path / "c.toml").lr == 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hostile:
+    lr: float = setting(0.1, "rate")
+    size: int = setting(1, "edge")
+    name: str = setting("", "name")
+    window_hu: tuple[float, float] = setting((0.0, 1.0), "kept")

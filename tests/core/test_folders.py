@@ -134,6 +134,19 @@ def test_a_case_that_was_mended_is_scored_by_the_same_call(cohort):
         evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE)
 
 
+def test_what_was_written_anew_is_scored_again_and_nothing_else(cohort, monkeypatch, caplog):
+    evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE)
+    shutil.copy(cohort / "ref" / "c1.nii.gz", cohort / "good" / "c1.nii.gz")
+    scored, seen = folders.score_case, []
+    monkeypatch.setattr(folders, "score_case", lambda case, **how: seen.append(case.id) or scored(case, **how))
+    evaluation, _ = evaluate_folders(cohort / "good", cohort / "ref", cohort / "out", HERE)
+    assert seen == ["c1"]
+    assert "1 cases have changed since they were scored: c1" in caplog.text
+    assert evaluation.case_means("dice")["c1"] == 1.0
+    evaluate_folders(cohort / "good", cohort / "ref", cohort / "whole", HERE)
+    assert (cohort / "out" / "cases.csv").read_bytes() == (cohort / "whole" / "cases.csv").read_bytes()
+
+
 def test_nothing_to_score_is_one_line_and_no_report(cohort):
     for file in (cohort / "good").iterdir():
         file.write_bytes(b"no gzip")

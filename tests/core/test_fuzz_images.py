@@ -11,12 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from tests.fuzzing import Rng, Tally, Twist, changed, odd_number, odd_text
 
 from medseg_core.info import describe
 from medseg_core.io import read_grid, read_picture, read_series, read_volume
 from medseg_core.labelmaps import label_map
 from medseg_core.volume import Volume
-from tests.fuzzing import Rng, Tally, Twist, changed, odd_number, odd_text
 
 VOXELS = np.random.default_rng(0).integers(0, 4, (4, 5, 6))
 AFFINE = nib.affines.from_matvec(nib.eulerangles.euler2mat(0.1, 0.2, 0.3) * (0.8, 0.9, 2.5), (1, 2, 3))
@@ -145,8 +145,8 @@ def twist_png(content: bytes, rng: Rng) -> bytes:
             more = (b"tRNS", b"PLTE", b"pHYs", b"gAMA", b"acTL", b"fcTL", b"iCCP", b"zTXt", b"eXIf", b"sBIT")
             chunks.insert(n, (more[rng.integers(len(more))], rng.bytes(int(rng.integers(0, 40)))))
         case _ if kind == b"IHDR":
-            sizes = [struct.pack(">I", int(rng.choice((0, 1, 7, 9, 10_000, 13_000, 2**31 - 1, 2**32 - 1)))) for _ in "wh"]
-            chunks[n] = (kind, b"".join(sizes) + bytes(rng.integers(0, (17, 7, 2, 2, 2), 5).tolist()))
+            sizes = rng.choice((0, 1, 7, 9, 10_000, 13_000, 2**31 - 1, 2**32 - 1), 2).tolist()
+            chunks[n] = (kind, struct.pack(">2I", *sizes) + bytes(rng.integers(0, (17, 7, 2, 2, 2), 5).tolist()))
         case _:
             inner = zlib.decompress(body) if kind == b"IDAT" else body
             inner = inner[: rng.integers(len(inner) + 1)] + rng.bytes(int(rng.integers(0, 9)))
@@ -191,6 +191,33 @@ def mutations(rng: Rng, num: int, seeds: dict[str, bytes], doors: list[str], fol
             tally.through(DOORS[door], path, f"{name} through {door}")
         path.unlink()
     return tally
+
+
+def slice_of_ct() -> bytes:
+    """DICOM, by pydicom."""
+    from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+    image, file = Dataset(), io.BytesIO()
+    image.SOPClassUID, image.SOPInstanceUID, image.SeriesInstanceUID, image.Modality = CTImageStorage, "1.2", "1", "CT"
+    image.Rows, image.Columns, image.PixelSpacing, image.SliceThickness = 5, 4, [0.9, 0.8], 2.5
+    image.ImageOrientationPatient, image.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [1, 2, 3]
+    image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+    image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
+    image.RescaleSlope, image.RescaleIntercept = 1, -1024
+    image.PixelData = VOXELS[:, :, 0].T.astype("<i2").tobytes()
+    image["PixelData"].VR = "OW"
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.save_as(file, enforce_file_format=True)
+    return file.getvalue()
+
+
+def test_30_damaged_slices_of_dicom_are_read_or_refused_in_one_line(tmp_path, capfd):
+    tally = mutations(np.random.default_rng(6), 30, {"one.dcm": slice_of_ct()}, ["volume", "info"], tmp_path)
+    assert min(tally.values()) > 5, tally
+    assert capfd.readouterr().err == ""
 
 
 def test_200_damaged_volumes_are_read_or_refused_in_one_line(tmp_path, capfd):

@@ -1,23 +1,24 @@
 """Damaged weights and states: loaded, or refused in one line before anything large is made."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.fuzzing import Rng, Tally, changed, odd_value, twist_json
 from torch import nn
 
 from medseg_core.checkpoint import Card, load_model, load_state, load_weights, read_card, save_model, save_state
 from medseg_core.infer import decide
-from tests.fuzzing import Rng, Tally, changed, odd_value, twist_json
 
 
 class Net(nn.Module):
     def __init__(self, in_channels=1, num_classes=2, widths=(2, 3)):
         super().__init__()
         sizes = [in_channels, *widths]
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(sizes))
         self.norm, self.head = nn.BatchNorm2d(widths[-1]), nn.Conv2d(widths[-1], num_classes, 1)
 
     def forward(self, x):

@@ -144,3 +144,17 @@ def test_a_grid_cannot_be_changed_from_outside():
     assert grid.affine[0, 3] == 0
     with pytest.raises(ValueError, match="read-only"):
         grid.affine[0, 3] = 9
+
+
+def test_a_spacing_that_no_memory_holds_is_refused_before_anything_is_made():
+    lying = Grid((100, 100, 100), np.diag((1e6, 1.0, 1.0, 1.0)))  # a header in nanometres, or damaged
+    with pytest.raises(MedsegError, match=r"1e\+08 x 100 x 100 of one whose header says 1e\+06"):
+        lying.oriented("RAS", (1.0, 1.0, 1.0))
+    assert Grid((512, 512, 700), np.diag((0.7, 0.7, 5.0, 1.0))).oriented("RAS", (0.5, 0.5, 0.5)).shape == (717, 717, 7000)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", [1e200, 1e-200, 1.7e308])
+def test_an_affine_beyond_arithmetic_is_refused_without_a_word_from_numpy(size):
+    with pytest.raises(MedsegError, match="singular"):
+        Grid((2, 2, 2), np.diag((size, size, 0.0, 1.0)))

@@ -9,10 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import medseg_core.infer
-import medseg_core.windows
 from medseg_core.checkpoint import Card
 from medseg_core.errors import MedsegError
 from medseg_core.infer import decide, entropy, infer, mean_of
@@ -130,25 +128,6 @@ def test_planes_travel_in_full_batches():
     assert sizes == [1, 4, 4]  # the first tells how many classes there are
 
 
-@pytest.mark.parametrize(("window", "planes"), [((16, 16, 1), 4), ((8, 8, 1), 4), ((16, 8, 8), 24), ((8, 8, 8), 24)])
-def test_no_tensor_is_larger_than_ring_or_batch_however_long_the_scan(window, planes):
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            result = func(*args, **(kwargs or {}))
-            for tensor in result if isinstance(result, (tuple, list)) else [result]:
-                if isinstance(tensor, torch.Tensor):
-                    largest = max(largest, tensor.untyped_storage().nbytes())
-            return result
-
-    with Watch():
-        infer(random_net(3, channels=1), random_image(1, 16, 16, 200), window=window, reduce=argmax)
-    logits_of_a_plane = 4 * 5 * 16 * 16
-    assert logits_of_a_plane <= largest <= planes * logits_of_a_plane
-
-
 def test_an_image_smaller_than_the_window_is_padded_evenly_with_the_outside_value():
     image, net = random_image(2, 5, 4), random_net(2)
     got = infer(net, image, window=(8, 8), reduce=everything, outside=-1.0)
@@ -211,25 +190,6 @@ def test_a_memory_map_of_small_integers_gives_the_answer_of_its_floats(tmp_path)
     np.testing.assert_array_equal(got, infer(net, ints.astype(np.float32), window=(4, 4, 4), reduce=argmax))
 
 
-def test_mirroring_averages_over_all_combinations_of_flips():
-    image, net = random_image(2, 6, 6), random_net(2)
-    got = infer(net, image, window=(6, 6), reduce=everything, mirror=(0, 1))
-    x = torch.from_numpy(image)[None]
-    with torch.no_grad():
-        want = sum(net(x.flip(d)).flip(d) for d in ([], [2], [3], [2, 3]))[0] / 4
-    np.testing.assert_allclose(got, want, atol=1e-6)
-
-
-def test_mirroring_swaps_left_and_right_channels_along_its_first_axis_only():
-    """A net that calls what is bright 'left' (1) or 'right' (2) by the half it lies in, which a flip turns round."""
-    halves = torch.zeros(1, 3, 4, 4)
-    halves[:, 1, :2], halves[:, 2, 2:] = 1, 1
-    image = random_image(1, 4, 4)
-    options = {"window": (4, 4), "reduce": everything, "mirror": (0, 1), "swap": {1: 2, 2: 1}}
-    got = infer(lambda x: halves * x, image, **options)
-    np.testing.assert_allclose(got, (halves * torch.from_numpy(image))[0], atol=1e-6)
-
-
 def test_bf16_is_what_the_net_computes_in_and_float32_what_reduce_sees():
     seen = []
     conv = random_net(2, edge=1)
@@ -286,45 +246,6 @@ def test_entropy_of_extreme_logits_is_finite():
     y = torch.tensor([[1e4, 0.0], [-1e4, 0.0]])
     assert entropy(card())(y).tolist() == [0, 1]
     assert entropy(card("sigmoid", (1, 2)))(y).tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
-def test_an_ensemble_has_the_mean_of_the_probabilities(head):
-    to_probs = torch.sigmoid if head == "sigmoid" else lambda y: y.softmax(1)
-    nets = []
-    for scale in (1.0, 5.0, 0.2):
-        net = random_net(2, edge=1)
-        net.weight.data *= scale
-        nets.append(net)
-    x = torch.randn(1, 2, 6, 6)
-    with torch.no_grad():
-        want = sum(to_probs(net(x)) for net in nets) / 3
-        got = mean_of(nets, head=head)(x)
-    np.testing.assert_allclose(to_probs(got), want, atol=1e-6)
-    if head == "softmax":
-        np.testing.assert_allclose(got.exp(), want, atol=1e-6)
-
-
-def test_an_ensemble_survives_logits_whose_probabilities_underflow():
-    far = nn.Conv2d(1, 1, 1, bias=False).eval()
-    nn.init.constant_(far.weight, 500.0)
-    with torch.no_grad():
-        assert mean_of([far, far], head="sigmoid")(torch.ones(1, 1, 1, 1)).item() == pytest.approx(500)
-
-
-@pytest.mark.parametrize(
-    ("free_planes", "batch_size", "window", "fix"),
-    [(19, 4, (16, 16, 8), r"lower batch_size \(now 4\)"), (7, 1, (16, 16, 8), r"lower window\[2\] \(now 8")],
-)
-def test_too_little_memory_is_refused_by_the_setting_to_lower(monkeypatch, free_planes, batch_size, window, fix):
-    monkeypatch.setattr(medseg_core.windows, "_free_bytes", lambda device: free_planes * 4 * 5 * 16 * 16)
-    options = {"window": window, "batch_size": batch_size, "reduce": argmax}
-    with pytest.raises(MedsegError, match=fix):
-        infer(random_net(3), random_image(2, 16, 16, 40), **options)
-
-
-def test_free_memory_of_this_machine_is_known():
-    assert medseg_core.windows._free_bytes(torch.device("cpu")) > 2**20
 
 
 @pytest.mark.parametrize(

@@ -263,3 +263,27 @@ def test_only_our_error_comes_of_a_picture_damaged_at_random(tmp_path, kind):
         (tmp_path / "damaged").write_bytes(content[: None if number % 5 else RNG.integers(len(whole))])
         with contextlib.suppress(MedsegError):
             read_picture(tmp_path / "damaged")
+
+
+def test_a_picture_that_its_bytes_cannot_hold_is_refused_before_it_is_made(tmp_path):
+    write_picture(Picture(np.zeros((7, 9), np.uint8)), tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[16:24] = struct.pack(">2I", 12_000, 12_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(MedsegError, match="promises 12000 x 12000 pixels"):
+        read_picture(tmp_path / "a.png")
+    write_picture(Picture(np.zeros((5000, 5000), np.uint8)), tmp_path / "zeros.png")
+    assert read_picture(tmp_path / "zeros.png").pixels.shape == (5000, 5000)
+
+
+def test_libtiff_says_nothing_of_its_own_and_other_errors_are_heard_again(tmp_path, capfd):
+    pixels = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    pixels.save(tmp_path / "a.tif", compression="tiff_lzw")
+    content = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(content.replace(struct.pack("<HHI", 273, 4, 1), struct.pack("<HHI", 999, 4, 1)))
+    with pytest.raises(MedsegError, match="cannot read"):
+        read_picture(tmp_path / "a.tif")
+    assert capfd.readouterr().err == ""
+    os.write(2, b"heard")
+    assert capfd.readouterr().err == "heard"

@@ -207,3 +207,18 @@ def test_real_ids_are_translated_by_name(data):
     volume = found.read({"costal_cartilages": 117})
     assert np.array_equal(volume.voxels == 117, np.asarray(stored.dataobj) == 118)
     assert (volume.voxels > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"liver": 1, "spleen": 2, "liver": 3}', "'liver' stands there twice"),
+        ('{"Liver": 1, "liver": 2}', "an id or a name twice"),
+        ('{"%s": 1}' % ("a" * 201), "up to 200 letters"),
+        ('{"%s": "liver"}' % ("9" * 5000), "is no class list"),
+    ],
+)
+def test_names_that_would_be_one_file_or_none_are_refused(tmp_path, text, words):
+    (tmp_path / "labels.json").write_text(text)
+    with pytest.raises(MedsegError, match=words):
+        read_labels(tmp_path / "labels.json")

@@ -232,3 +232,30 @@ def test_real_scans_read_as_nibabel_reads_them(data):
             volume = read_volume(path)
             np.testing.assert_array_equal(volume.voxels, np.asarray(image.dataobj))
             np.testing.assert_array_equal(volume.affine, image.affine)
+
+
+@pytest.mark.parametrize("codes", [(0, 1), (0, 0)])
+def test_voxels_without_a_size_are_refused_where_no_sform_gives_one(tmp_path, codes):
+    path = patched(tmp_path / "a.nii", 80, "<4f", 0.0, 0.9, 2.5, 1.0)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<2h", content, 252, *codes[::-1])
+    path.write_bytes(content)
+    with pytest.raises(MedsegError, match=r"voxels of \[0\.0, 0\.8.*correct its pixdim"):
+        read_grid(path)
+    struct.pack_into("<2h", content, 252, 1, 1)
+    path.write_bytes(content)
+    np.testing.assert_allclose(read_grid(path).affine, STRAIGHT, atol=1e-5)
+
+
+def test_a_plane_needs_no_thickness(tmp_path):
+    path = saved(tmp_path / "a.nii", VOXELS[:, :, :1], sform_code=0)
+    content = bytearray(path.read_bytes())
+    struct.pack_into("<f", content, 88, 0.0)
+    path.write_bytes(content)
+    assert read_grid(path).shape == (4, 5, 1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_scale_that_leaves_the_type_is_refused(tmp_path):
+    with pytest.raises(MedsegError, match=r"slope 3e\+38 .* beyond float32"):
+        read_volume(patched(tmp_path / "a.nii", 112, "<2f", 3e38, 0.0))

@@ -5,7 +5,7 @@ import pytest
 from typer.testing import CliRunner
 
 from medseg_core.errors import MedsegError
-from medseg_core.options import App, Json, Out, Resume, flags, tell
+from medseg_core.options import App, Json, Out, Resume, RunOut, flags, tell
 from medseg_core.settings import TrainConfig
 
 app = App("medseg-core", "A command to test with.")
@@ -17,6 +17,12 @@ seen = {}
 def train(data: Path, config: TrainConfig, out: Out, resume: Resume = "") -> None:
     """Learn from DATA."""
     seen.update(data=data, config=config, out=out, resume=resume)
+
+
+@app.command()
+def fit(out: RunOut = None, resume: Resume = "") -> None:
+    """Learn from nothing."""
+    seen.update(out=out, resume=resume)
 
 
 @app.command()
@@ -56,6 +62,19 @@ def test_resume_stands_alone_or_takes_a_checkpoint(flag):
     assert seen["resume"] == {0: "", 1: "last"}.get(
         len(flag) if flag != ["--resume=old.safetensors"] else 2, "old.safetensors"
     )
+
+
+@pytest.mark.parametrize(("words", "out"), [((), None), (("--out", "mine"), Path("mine"))])
+def test_a_run_may_be_left_to_name_itself(words, out):
+    assert call("fit", *words).exit_code == 0
+    assert seen["out"] == out
+
+
+def test_help_says_where_a_run_goes_and_which_one_goes_on(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
+    text = call("fit", "--help").output
+    assert "runs/PACKAGE-VERB-DATE-TIME" in text
+    assert "Without --out it is the one run of this command in runs/ that broke off" in text
 
 
 def test_every_setting_is_a_flag_with_its_default_in_help(monkeypatch):

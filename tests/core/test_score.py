@@ -295,3 +295,10 @@ def test_two_files_that_are_numbered_differently_are_refused(tmp_path):
         score_files(tmp_path / "pred" / "a.nii.gz", tmp_path / "ref" / "a.nii.gz")
     (tmp_path / "pred" / "labels.json").write_text('{"spleen": 1}')
     assert score_files(tmp_path / "pred" / "a.nii.gz", tmp_path / "ref" / "a.nii.gz")["dice"] == 1
+
+
+@pytest.mark.parametrize("spacing", [1.0, (1.0, 1.0), np.ones((3, 1)), (1.0, 0.0, 1.0), (1.0, np.nan, 1.0)])
+def test_a_spacing_that_is_none_is_one_line(spacing):
+    label = np.ones((2, 2, 2), np.uint8)
+    with pytest.raises(MedsegError, match="3 positive lengths"):
+        score(label, label, spacing=spacing)

@@ -1,6 +1,7 @@
 """Weights of other people's U-Nets, and ours, through `medseg checkpoint`."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from medseg_core.checkpoint import load_model, read_card
 from medseg_core.cli import app
+from medseg_core.export import TORCH
 from medseg_core.foreign import SAFE
 from medseg_totalseg.labels import CLASS_LISTS
 from medseg_totalseg.models import MODELS
@@ -139,7 +141,7 @@ def test_the_original_system_s_checkpoint_gives_its_logits_and_predicts(original
     new = tmp_path / "new.safetensors"
     told = call("import", tmp_path / "old.pth", new, "--as", "totalseg:unet2d", *names, *more)
     assert told.exit_code == 0, told.output
-    assert "tensors: 136 matched" in told.stdout
+    assert "matched_tensors: 136" in told.stdout
     model, card = load_model(new)
     x = torch.rand(1, 1, 32, 48, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -197,8 +199,10 @@ def tiny(run, tmp_path):
 def test_a_run_lends_its_card(run, tiny):
     old, new, card = tiny
     assert call("import", old, new, "--as", "totalseg:unet2d", "--card", run).exit_code == 0
-    assert read_card(new) == card
-    assert new.read_bytes() == (run / "best.safetensors").read_bytes()
+    found, has = read_card(new), load_model(new)[0].state_dict()
+    assert card.arguments.items() <= found.arguments.items()
+    assert replace(found, arguments=card.arguments) == card
+    assert all(torch.equal(has[name], tensor) for name, tensor in load_model(run)[0].state_dict().items())
 
 
 @needs_safe_torch
@@ -206,7 +210,7 @@ def test_what_show_prints_is_a_card(run, tiny, tmp_path):
     old, new, card = tiny
     (tmp_path / "card.json").write_text(call("show", run, "--json").stdout)
     assert call("import", old, new, "--as", "totalseg:unet2d", "--card", tmp_path / "card.json").exit_code == 0
-    assert read_card(new) == card
+    assert replace(read_card(new), arguments=card.arguments) == card
 
 
 @needs_safe_torch
@@ -226,7 +230,7 @@ def test_a_softmax_head_begins_with_the_background(run, tiny, tmp_path):
     ("how", "said"),
     [
         (["--as", "totalseg:unet2", "--card", "RUN"], "did you mean 'unet2d'"),
-        (["--as", "nothere:unet2d", "--card", "RUN"], "pip install nothere"),
+        (["--as", "nothere:unet2d", "--card", "RUN"], "registers the models of 'nothere' (here are medseg-totalseg"),
         (["--as", "totalseg", "--card", "RUN"], "--as totalseg:unet2d"),
         (["--as", "totalseg:unet2d"], "say what each is: --channels FILE"),
         (["--as", "totalseg:unet2d", "--card", "RUN", "--arguments", '{"width": 3}'], "did you mean 'widths'"),
@@ -284,6 +288,8 @@ def test_show_tells_where_a_saved_state_stands(run):
 def test_a_network_exports_with_its_card_and_the_same_numbers(run, tmp_path):
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
+    if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH:
+        pytest.skip("needs PyTorch 2.11, as the exporter does")
     out = tmp_path / "net.onnx"
     told = call("export", run, out)
     assert told.exit_code == 0, told.output

@@ -3,23 +3,24 @@
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from typer.testing import CliRunner
-
-from medseg_core.cli import app
-from medseg_core.config import as_toml
-from medseg_core.io import read_volume, write_volume
-from medseg_core.volume import Volume
-from medseg_totalseg.prepare import prepare
-from medseg_totalseg.settings import PrepareConfig
 from tests.core import test_fuzz_images as images
 from tests.core import test_fuzz_texts as texts
 from tests.core import test_fuzz_weights as weights
 from tests.fuzzing import bounded, changed, clear
+from typer.testing import CliRunner
+
+from medseg_core.cli import app
+from medseg_core.config import as_dict, as_toml
+from medseg_core.io import read_volume, write_volume
+from medseg_core.volume import Volume
+from medseg_totalseg.prepare import prepare
+from medseg_totalseg.settings import PrepareConfig
 
 MEMORY = 3 << 29  # threads and their stacks are in it
 
@@ -95,8 +96,10 @@ def sound(run, cohort, cache, tmp_path_factory):
     nib.save(nib.Nifti1Image(voxels, np.diag([3.0, 3.0, 5.0, 1.0])), folder / "ct.nii")
     nib.save(nib.Nifti1Image((voxels > 500).astype(np.uint8), np.diag([3.0, 3.0, 5.0, 1.0])), folder / "label.nii.gz")
     ids = sorted(p.name for p in cache.iterdir() if p.is_dir())
-    (folder / "split.json").write_text(json.dumps({"seed": 1, "unit": "case", "train": ids[:1], "val": ids[1:], "test": []}))
-    (folder / "labels.json").write_text('{"liver": 1}')
+    (folder / "split.json").write_text(
+        json.dumps({"seed": 1, "unit": "case", "train": ids[:1], "val": ids[1:], "test": []})
+    )
+    (folder / "labels.json").write_text('{"labels": {"background": 0, "liver": 1, "spleen": 2, "aorta": 7}}')
     shutil.copy(run / "best.safetensors", folder / "best.safetensors")
     return folder
 
@@ -128,9 +131,9 @@ def test_info_on_60_damaged_files(shell, damaged):
     assert shell.both
 
 
-def test_evaluate_on_20_damaged_masks(shell, damaged, sound, tmp_path):
+def test_evaluate_on_12_damaged_masks(shell, damaged, sound, tmp_path):
     shell("evaluate", sound / "label.nii.gz", sound / "label.nii.gz", "--out", tmp_path / "out", out=tmp_path / "out")
-    for _ in range(20):
+    for _ in range(12):
         out = tmp_path / "out"
         shell("evaluate", damaged("label.nii.gz"), sound / "label.nii.gz", "--out", out, out=out)
     assert shell.both
@@ -140,7 +143,7 @@ def test_evaluate_on_10_damaged_class_lists(shell, damaged, sound, tmp_path):
     for _ in range(10):
         names, out = damaged("labels.json"), tmp_path / "out"
         shell("evaluate", sound / "label.nii.gz", sound / "label.nii.gz", "--labels", names, "--out", out, out=out)
-    assert 2 in shell.codes
+    assert shell.both
 
 
 def test_predict_on_20_damaged_scans(shell, damaged, sound, tmp_path):
@@ -154,16 +157,17 @@ def test_predict_with_20_damaged_weights(shell, damaged, sound, tmp_path):
     for _ in range(20):
         out = tmp_path / "out"
         shell("totalseg", "predict", sound / "ct.nii", "--model", damaged("best.safetensors"), "--out", out, out=out)
-    assert 2 in shell.codes
+    assert shell.both
 
 
 def test_train_with_30_damaged_configs(shell, damaged, cache, quick, tmp_path):
+    fitting = replace(quick, structures=("liver", "spleen"))
     for n in range(30):
         name = ("config.toml", "config.json")[n % 2]
-        content = as_toml(quick).encode() if n % 2 == 0 else texts.SEEDS["config.json"]
+        content = (as_toml(fitting) if n % 2 == 0 else json.dumps(as_dict(fitting))).encode()
         config, out = damaged(name, content), tmp_path / "out"
         shell("totalseg", "train", cache, "--config", config, "--dry-run", "--out", out, out=out)
-    assert 2 in shell.codes
+    assert shell.both
 
 
 def test_train_with_20_damaged_splits(shell, damaged, cache, tmp_path):

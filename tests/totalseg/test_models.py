@@ -28,7 +28,8 @@ def test_networks_are_registered_under_the_names_that_cards_hold():
 def small(name, **more):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return MODELS[name](1, 3, widths=(4, 6, 8, 10), **more), torch.randn(2, 1, *[16] * (3 if name == "unet3d" else 2))
+        net = MODELS[name](1, 3, widths=(4, 6, 8, 10), **more)
+        return net, torch.randn(2, 1, *[16] * (3 if name == "unet3d" else 2))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -11,9 +11,10 @@ from medseg_core.checkpoint import read_card
 from medseg_core.config import resolve
 from medseg_core.errors import MedsegError
 from medseg_core.run import read_history
-from medseg_totalseg import train as module
+from medseg_totalseg import plan as module
+from medseg_totalseg.plan import complete, strides_for
 from medseg_totalseg.settings import TotalsegConfig
-from medseg_totalseg.train import SegmentStep, rehearse, train
+from medseg_totalseg.train import SegmentStep, rehearse, shrunk, train
 
 
 def test_the_run_folder_says_what_was_trained_on_what(run):
@@ -95,8 +96,47 @@ def test_the_batch_dice_is_of_hard_decisions_on_present_classes():
     assert np.isclose(parts["dice"].item(), 2 / 3)  # 2 * 1 / (2 + 1)
 
 
+def test_the_label_of_a_coarser_level_is_the_voxel_in_the_middle_of_each_block():
+    label = torch.arange(8 * 4 * 4).reshape(1, 8, 4, 4)
+    expected = label[:, [2, 6]][:, :, [1, 3]]  # 4 and 2 voxels become one; the last axis stays
+    assert torch.equal(shrunk(label, (2, 2, 4)), expected)
+
+
+def test_deep_supervision_weighs_each_level_half_as_much_as_the_finer_one():
+    """Two levels that are wrong by 20 nats cost 20; where the coarse one is right, two thirds of it are left."""
+    label = torch.zeros(1, 4, 4, dtype=torch.int64)
+    wrong, right = (torch.zeros(1, 2, 4, 4).index_fill(1, torch.tensor([c]), 20.0) for c in (1, 0))
+
+    class Levels(nn.Module):
+        def __init__(self, coarse):
+            super().__init__()
+            self.coarse = coarse
+
+        def forward(self, _, *, deep):
+            assert deep
+            return [wrong, self.coarse[:, :, ::2, ::2]]
+
+    losses = [
+        SegmentStep("softmax", "ce", deep=True)(Levels(coarse), {"image": torch.zeros(1), "label": label}, None)["loss"]
+        for coarse in (wrong, right)
+    ]
+    assert [loss.item() for loss in losses] == pytest.approx([20.0, 20.0 * 2 / 3], abs=1e-3)
+
+
+def test_thick_slices_are_left_alone_until_the_others_are_as_coarse():
+    assert strides_for((0.8, 0.8, 5.0), 4) == [[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2]]
+    assert strides_for((3.0, 3.0, 3.0), 2) == [[2, 2, 2]] * 2
+
+
+def test_what_is_left_at_none_is_the_network_s_own():
+    slices, patches = (complete(TotalsegConfig(net=net)) for net in ("unet2d-attention", "unet3d"))
+    assert (slices.widths, slices.batch_size) == ((32, 64, 128, 256, 512), 8)
+    assert (patches.widths, patches.batch_size) == ((32, 64, 128, 256, 320), 2)
+    assert complete(TotalsegConfig(net="unet3d", widths=(4, 8), batch_size=3)).widths == (4, 8)
+
+
 def test_defaults_are_the_ones_the_readme_states():
-    config = resolve(TotalsegConfig)
+    config = complete(resolve(TotalsegConfig))
     assert (config.size, config.batch_size, config.optimizer, config.widths) == (
         256,
         8,

@@ -57,7 +57,7 @@ def _fix(plan: Plan, num_classes: int, free: float, *, copies: int) -> str:
         best = _first(other, num_classes, free, copies=copies)
         need = logits_bytes(best, num_classes, copies=copies)
         if need <= free:
-            gb = math.ceil(need / 1e7) / 100
+            gb = math.ceil(need / 1e6) / 1000
             tiles = f" and {best.num_tiles} tiles" if best.num_tiles > 1 else ""
             return f"{text}logits_gb to {gb}, which gives batches of {best.batch_size}{tiles}"
     return f"lower window (now {plan.window}), or take a machine with more memory"

@@ -60,8 +60,10 @@ def import_checkpoint(
     card = card_of(fields, "--card")
     _check_complete(card)
     table = _table(str(renames), "--renames") if renames else None
-    matched = import_foreign(old, new, build(cls, card, Path(old)), card, renames=table, overwrite=overwrite)
-    return {"written": str(new), "tensors": f"{matched.matched} matched, none left over", "card": fields}
+    model = build(cls, card, Path(old))
+    matched = import_foreign(old, new, model, card, renames=table, overwrite=overwrite)
+    counts = {"matched_tensors": matched.matched, "parameters": sum(p.numel() for p in model.parameters())}
+    return {"written": str(new), **counts, "head": card.head, "channels": len(card.channels)}
 
 
 def _find_class(kind: str) -> tuple[str, str, type[nn.Module]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -125,7 +126,9 @@ def registered(package: str) -> tuple[str, Mapping[str, type[nn.Module]]]:
     full = package if package in points else f"medseg-{package}"
     if full not in points:
         here = f" (here are {', '.join(sorted(points))})" if points else ""
-        raise MedsegError(f"no installed package registers the models of {package!r}{here}; pip install {package}")
+        # only a package of this family is named in a command: the name may come from anybody's file
+        fix = f"pip install {package}" if re.fullmatch(r"medseg-[a-z-]+", package) else "install the one that made it"
+        raise MedsegError(f"no installed package registers the models of {package!r}{here}; {fix}")
     return full, points[full].load()
 
 
@@ -160,6 +163,12 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> Matched
     _check_fit(model, tensors, file)
     model.load_state_dict(dict(tensors))
     return Matched(len(tensors))
+
+
+def require_torch(least: tuple[int, int], why: str) -> None:
+    """Raises a MedsegError that begins with `why` where PyTorch is older than `least`."""
+    if tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2]) < least:
+        raise MedsegError(f"{why}, this is {torch.__version__}; pip install 'torch>={least[0]}.{least[1]}'")
 
 
 def freeze(module: nn.Module) -> nn.Module:
@@ -207,9 +216,9 @@ def restore_moments(model: nn.Module, optimizer: torch.optim.Optimizer, saved: M
     for key, value in saved.items():
         name, _, moment = key.rpartition("/")
         like = parameters[name]
-        if value.ndim:  # laid out as the parameter: kernels walk over both in the order of memory
-            value = torch.empty_like(like, dtype=value.dtype).copy_(value)
-        optimizer.state[like][moment] = value.to(like.device) if fused else value
+        # laid out as the parameter: kernels walk over both in the order of memory
+        laid = torch.empty_like(like, dtype=value.dtype).copy_(value) if value.ndim else value
+        optimizer.state[like][moment] = laid.to(like.device) if fused else laid
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -261,8 +270,8 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
 def _class_of(card: Card, models: Mapping[str, type[nn.Module]] | None, file: Path) -> type[nn.Module]:
     known = registered(card.package)[1] if models is None else models
     if card.model not in known:
-        owner = f"holds {card.package}'s {card.model!r}"
-        raise MedsegError(f"{file} {owner}; here are {', '.join(known) or 'no models'}; use the package that made it")
+        told = f"{file} holds {card.model!r} of {card.package!r}; here are {', '.join(known) or 'no models'}"
+        raise MedsegError(f"{told}; use the package that made it")
     return known[card.model]
 
 
@@ -294,7 +303,7 @@ def _is_id(value: Any) -> bool:
 
 def _is_class_list(value: Any) -> bool:
     return isinstance(value, Mapping) and all(
-        str(label).isdecimal() and _is_id(int(label)) and _is_text(name) for label, name in value.items()
+        re.fullmatch(r"\d{1,5}", str(label)) and _is_id(int(label)) and _is_text(name) for label, name in value.items()
     )
 
 

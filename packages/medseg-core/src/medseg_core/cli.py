@@ -1,5 +1,6 @@
 """`medseg`: finds the installed packages and hands over to the one that is named."""
 
+import sys
 from functools import cache
 from importlib.metadata import EntryPoint, distribution, distributions, entry_points
 from pathlib import Path
@@ -171,7 +172,7 @@ def runs(
         tell(found if len(folders) > 1 else found["runs"], as_json=True)
         return
     if found["runs"]:
-        typer.echo(run_table(found["runs"], width=get_terminal_size((160, 24)).columns))
+        typer.echo(run_table(found["runs"], width=get_terminal_size().columns if sys.stdout.isatty() else 0))
     else:
         typer.echo(f"no run in {folders[0]}")
     if found["others"]:

@@ -5,7 +5,7 @@ import logging
 import multiprocessing
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
@@ -143,6 +143,13 @@ def clear_journal(out: Path) -> None:
     """Forgets what is done under `out`: the next call does all of it again."""
     for journal in _journals(out):
         journal.unlink(missing_ok=True)
+
+
+def forget(out: Path, cases: Collection[str]) -> None:
+    """Takes cases out of the journals under `out`: the next call does them again."""
+    for journal in _journals(out):
+        kept = [line for _, line in _lines(journal) if line.get("case") not in cases]
+        write_text(journal, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 class _Tally:

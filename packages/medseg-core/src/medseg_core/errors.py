@@ -12,12 +12,11 @@ class MedsegError(Exception):
     It is one line whatever a file or its name holds: what no terminal prints is escaped, and what is too long is cut.
     """
 
-    def __init__(self, message: str) -> None:
+    def __str__(self) -> str:
+        message = super().__str__()
         if len(message) > LONGEST:
             message = f"{message[: LONGEST - 500]} ... {message[-400:]}"
-        if not message.isprintable():
-            message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-        super().__init__(message)
+        return message if message.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
 
 
 def meant(word: str, known: Iterable[str]) -> str:

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medseg_core.checkpoint import KEY, Card, load_model, weights_file
+from medseg_core.checkpoint import KEY, Card, load_model, require_torch, weights_file
 from medseg_core.errors import MedsegError
 from medseg_core.io import replacing
 
+TORCH = (2, 11)
 OPSET = 18  # the lowest that PyTorch writes: the oldest programs can read it
 CLOSE = 1e-4  # largest difference from PyTorch, as a share of the largest logit
 MAX_BYTES = 2**31 - 2**24  # one protocol buffer holds no more
@@ -53,6 +54,7 @@ def export_onnx(
         MedsegError: the packages of `medseg-core[onnx]` are missing, `out` exists, a shape is missing or not taken, the
             network has no form in ONNX, or its numbers differ. Nothing is written then.
     """
+    require_torch(TORCH, "ONNX needs a PyTorch whose exporter fits today's onnxscript")
     onnx, runtime = (_needed(name) for name in ("onnx", "onnxruntime"))
     _needed("onnxscript")
     if Path(out).exists() and not overwrite:

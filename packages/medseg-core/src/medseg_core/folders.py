@@ -1,5 +1,6 @@
 """Folders of masks held against folders of labels: paired by name, scored case by case, told in one report."""
 
+import hashlib
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,23 +13,24 @@ from typing import Any
 
 from medseg_core.audit import Audit
 from medseg_core.cases import Case
-from medseg_core.cohort import answers, clear_journal, for_each, processes
+from medseg_core.cohort import answers, clear_journal, for_each, forget, processes
 from medseg_core.config import as_dict
 from medseg_core.distributed import gather, place
 from medseg_core.errors import MedsegError
 from medseg_core.evaluate import Evaluation, named_once, write_tables
 from medseg_core.gallery import draw_overlay, surfaces_of
 from medseg_core.io import SUFFIXES, case_name
-from medseg_core.labelmaps import LabelMap, find_label_maps
+from medseg_core.labelmaps import NAMES_FILE, LabelMap, find_label_maps
 from medseg_core.masks import CONNECTIVITIES
 from medseg_core.report import shown_cases, write_report
 from medseg_core.score import check_kinds
-from medseg_core.scoring import EMPTY, LABEL, MODEL, RIVAL, how_of, read_pair, rows_of, score_case
+from medseg_core.scoring import EMPTY, LABEL, MODEL, RIVAL, ROLES, how_of, read_pair, rows_of, score_case
 from medseg_core.settings import ScoreConfig
 from medseg_core.table import Rows
 
 TABLES = ("cases.csv", "baselines.csv", "summary.csv", "summary.json", "comparison.csv")
 REPORT, PICTURES = "report.html", "pictures"
+STAMP = "files"  # in the journal, beside a case's answer
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +67,8 @@ def evaluate_folders(
 ) -> tuple[Evaluation, Mapping[str, str]]:
     """Scores every case that PRED and REF share, into tables, `summary.json` and `report.html` under `out`.
 
-    Goes on where an interrupted call stopped; a bad case costs only itself. Under torchrun the processes share the
-    cases, and the first of them writes the report.
+    Goes on where an interrupted call stopped, and scores again what was written anew since; a bad case costs only
+    itself. Under torchrun the processes share the cases, and the first of them writes the report.
 
     Args:
         pred, ref: volumes, pictures, folders of masks or released cases, paired by name; see `find_label_maps`.
@@ -95,7 +97,7 @@ def evaluate_folders(
     settings = {"pred": str(pred), "ref": str(ref), "compare": str(compare or ""), **as_dict(config)}
     settings |= {"labels": {str(i): name for i, name in (plan.labels or {}).items()}, "only": sorted(only or ())}
     settings.pop("workers")
-    work = partial(score_case, labels=plan.labels, config=config)
+    work = partial(_scored, labels=plan.labels, config=config)
     with _pool(config.workers, len(plan.cases)) if executor is None else nullcontext(executor) as pool:
         outcome = for_each(plan.cases, work, out=out, config=settings, executor=pool)
     failed = {**plan.refused, **outcome.failed}
@@ -195,23 +197,62 @@ def _images(images: Path | Mapping[str, Path] | None, cases: Sequence[str]) -> d
 def _make_ready(out: Path, plan: _Plan, *, overwrite: bool) -> None:
     """A folder that this command began goes on; a finished one, and other people's files, stay unless asked for.
 
-    Of many processes the first looks, and all hear what it found.
+    Cases whose files were written anew since they were scored are forgotten. Of many processes the first looks, and all
+    hear what it found.
     """
     why = ""
     if place()[0] == 0:
-        begun = any(out.glob("journal*.jsonl"))
-        if overwrite and begun:  # else nothing there is ours
+        try:
+            why = _refusal(out, plan, overwrite=overwrite)
+        except MedsegError as error:  # of a damaged journal; the others must hear of it
+            why = str(error)
+    (why, *_) = gather(why)
+    if why:
+        raise MedsegError(why)
+
+
+def _refusal(out: Path, plan: _Plan, *, overwrite: bool) -> str:
+    """Why a folder cannot be used, or "" once it is ready."""
+    begun = any(out.glob("journal*.jsonl"))
+    if overwrite:
+        if begun:  # else nothing there is ours
             clear_journal(out)
             ours = [*(out / name for name in (*TABLES, REPORT)), *out.glob(f"{PICTURES}/[0-9][0-9][0-9][0-9].png")]
             for file in ours:
                 file.unlink(missing_ok=True)
-        elif not overwrite and begun and (out / REPORT).exists() and _is_finished(out, plan):
-            why = f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out"
-        elif not overwrite and not begun and out.is_dir() and any(out.iterdir()):
-            why = f"{out} is not empty and was not begun by evaluate; choose another --out, or add --overwrite"
-    (why, *_) = gather(why)
-    if why:
-        raise MedsegError(why)
+        return ""
+    if begun:
+        _forget_changed(out, plan)
+        if (out / REPORT).exists() and _is_finished(out, plan):
+            return f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out"
+    elif out.is_dir() and any(out.iterdir()):
+        return f"{out} is not empty and was not begun by evaluate; choose another --out, or add --overwrite"
+    return ""
+
+
+def _forget_changed(out: Path, plan: _Plan) -> None:
+    cases = {case.id: case for case in plan.cases}
+    changed = [name for name, answer in answers(out) if name in cases and answer.get(STAMP) != _stamp(cases[name])]
+    if changed:
+        log.warning("%d cases have changed since they were scored: %s", len(changed), _some(changed))
+        forget(out, set(changed))
+
+
+def _scored(case: Case, *, labels: Mapping[int, str] | None, config: ScoreConfig) -> Mapping[str, Any]:
+    """The answer for the journal, with what says whether a later call may still believe it."""
+    stamp = _stamp(case)
+    return {STAMP: stamp, **score_case(case, labels=labels, config=config)}
+
+
+def _stamp(case: Case) -> str:
+    """Another one where a file that is scored, or the names beside it, was written anew."""
+    files = [file for role, file in sorted(case.files.items()) if role in ROLES]
+    beside = [file.with_name(NAMES_FILE) for file in files if not file.is_dir()]
+    inside = [name for file in files if file.is_dir() for name in sorted(file.iterdir())]
+    facts = [
+        (file.name, (s := file.stat()).st_size, s.st_mtime_ns) for file in (*files, *beside, *inside) if file.exists()
+    ]
+    return hashlib.sha256(repr(facts).encode(errors="replace")).hexdigest()
 
 
 def _is_finished(out: Path, plan: _Plan) -> bool:

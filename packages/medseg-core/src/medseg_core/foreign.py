@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medseg_core.checkpoint import Card, Matched, fill, save_model
+from medseg_core.checkpoint import Card, Matched, fill, require_torch, save_model
 from medseg_core.errors import MedsegError
 
-SAFE = (2, 11)  # CVE-2026-24747: until 2.10 a file could run code in spite of weights_only
+SAFE = (2, 11)  # of PyTorch
 PARTS = ("model_state_dict", "state_dict", "model")  # where training scripts keep the weights
 COMPILED, PARALLEL = "_orig_mod.", "module."  # what torch.compile and DataParallel put into names
 NUM_NAMED = 3
@@ -72,8 +72,8 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
         MedsegError: PyTorch before 2.11, no such file, damaged, of another kind, with more than plain values in it, or
             without tensors.
     """
-    _refuse_old_torch(torch.__version__)
     path = Path(path)
+    require_torch(SAFE, "before PyTorch 2.10 a .pth file could run code in spite of all checks (CVE-2026-24747)")
     _check_archive(path)
     inert = [(_Unread, name) for name in _UNREAD]
     try:
@@ -135,15 +135,6 @@ class _Unread:
 
     def __setstate__(self, _: Any) -> None:
         pass
-
-
-def _refuse_old_torch(version: str) -> None:
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if numbers < SAFE:
-        need = ".".join(map(str, SAFE))
-        raise MedsegError(
-            f"PyTorch {version} can be made to run code by a .pth file (CVE-2026-24747); pip install 'torch>={need}'"
-        )
 
 
 def _check_archive(path: Path) -> None:

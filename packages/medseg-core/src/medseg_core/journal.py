@@ -91,8 +91,8 @@ class _TensorBoard:
             raise MedsegError(
                 "--logger tensorboard needs TensorBoard; pip install 'medseg-core[tensorboard]'"
             ) from None
-        # what a killed process wrote of an epoch that is done again is taken back
-        self.writer = SummaryWriter(str(run.path), purge_step=_epochs_logged(run) + 1)
+        done = max(read_history(run.path).get("epoch", ()), default=0)
+        self.writer = SummaryWriter(str(run.path), purge_step=done + 1)  # takes back what is done again
 
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
         for name, value in numbers.items():
@@ -106,7 +106,10 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A W&B run of the folder's name, whose id lies in the folder: a run that goes on is the same one there."""
+    """A W&B run of the folder's name, whose id lies in the folder: a run that goes on is the same one there.
+
+    A killed process leaves next to nothing in its offline folder, so the newest one holds the run from its beginning.
+    """
 
     def __init__(self, run: RunFolder, config: TrainConfig) -> None:
         os.environ.setdefault("WANDB_MODE", "offline")  # read at import too: else its telemetry asks the network
@@ -126,6 +129,9 @@ class _Wandb:
             )
         except wandb.Error as error:
             raise MedsegError(f"W&B does not start ({error}); leave WANDB_MODE out to log offline") from None
+        history = read_history(run.path)
+        for epoch, *values in zip(history.get("epoch", ()), *history.values(), strict=True):
+            self.write({name: v for name, v in zip(history, values, strict=True) if v is not None}, epoch)
 
     def write(self, numbers: Mapping[str, float], epoch: int) -> None:
         self.run.log(dict(numbers), step=epoch)
@@ -137,11 +143,6 @@ class _Wandb:
 def _writer(run: RunFolder, config: TrainConfig) -> Any:
     kinds: dict[str, Any] = {"none": lambda *_: None, "tensorboard": _TensorBoard, "wandb": _Wandb}
     return kinds[config.logger](run, config)
-
-
-def _epochs_logged(run: RunFolder) -> int:
-    """The last epoch that the logs hold and that is not done again."""
-    return max(read_history(run.path).get("epoch", ()), default=0)
 
 
 def _wandb_id(run: RunFolder) -> str:

@@ -10,8 +10,6 @@ from medseg_core.draw import Batch, Draw, Samples, order_of
 from medseg_core.errors import MedsegError
 from medseg_core.settings import TrainConfig
 
-TIMEOUT_S = 900.0  # for one batch: a worker that is stuck, on a dead network disk say, is an error and not a hang
-
 
 @dataclass(frozen=True)
 class Part:
@@ -44,8 +42,7 @@ class Loader:
             num_workers=workers,
             persistent_workers=workers > 0,
             multiprocessing_context="forkserver" if workers else None,  # a fork after torch has worked hangs
-            pin_memory=pin,
-            timeout=TIMEOUT_S if workers else 0,
+            pin_memory=pin,  # no timeout: with one, a worker that died is missed until it has passed
         )
 
     @property
@@ -56,7 +53,7 @@ class Loader:
         """This process's parts of the batches of an epoch (from 0), from batch number `start` on.
 
         Raises:
-            MedsegError: a sample's own, or a worker that died or is stuck.
+            MedsegError: a sample's own, or a worker that died.
         """
         size, seed = self.config.batch_size, self.config.seed
         rank, ranks = place()
@@ -71,13 +68,14 @@ class Loader:
         try:
             yield from self.loader
         except MedsegError as error:  # from a worker it comes with its traceback as text
-            raise MedsegError(str(error).strip().splitlines()[-1].partition("MedsegError: ")[2] or str(error)) from None
+            text = error.args[0]
+            raise MedsegError(text.strip().splitlines()[-1].partition("MedsegError: ")[2] or text) from None
         except RuntimeError as error:
             if not str(error).startswith("DataLoader"):  # a bug in a sample starts with "Caught"
                 raise
             reason = str(error).splitlines()[0]
             raise MedsegError(
-                f"a loader worker is gone or stuck ({reason}); memory may have run out: lower --num-workers"
+                f"a loader worker is gone ({reason}); memory may have run out: lower --num-workers"
                 f" (now {self.config.num_workers}), 0 loads in the main process"
             ) from None
 

@@ -84,17 +84,17 @@ class RunFolder:
             yield
             return
         if key in _held:
-            raise MedsegError(_held_by(file))
+            raise MedsegError(_held_by(self.path))
         # not flock: the workers of a killed process would inherit it and outlive their parent by seconds
         with file.open("a+", encoding="utf-8") as own:
             for again in range(LOCK_TRIES):
                 if _lock(own.fileno(), fcntl.LOCK_EX):
                     break
                 if again == LOCK_TRIES - 1:
-                    raise MedsegError(_held_by(file))
+                    raise MedsegError(_held_by(self.path))
                 time.sleep(LOCK_SECONDS)
             own.truncate(0)
-            own.write(f"process {os.getpid()} on {socket.gethostname()}")
+            own.write(_myself())
             own.flush()
             _held[key] = self
             try:
@@ -186,11 +186,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def is_held(run: Path) -> bool:
     """Whether a living process trains in this folder, here or on a machine that shares its disk."""
-    file = Path(run) / LOCK
     if Path(run).resolve() in _held:  # to open the file and close it again would let go of our own lock
         return True
     try:
-        with file.open("rb") as other:
+        with (Path(run) / LOCK).open("rb") as other:
             return not _lock(other.fileno(), fcntl.LOCK_SH)
     except OSError:  # no such file: nobody ever trained here
         return False
@@ -207,9 +206,14 @@ def _lock(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _held_by(file: Path) -> str:
-    who = file.read_text(encoding="utf-8", errors="replace") or "another process"
-    return f"{file.parent}: {who} trains here; wait for its end, or choose another --out"
+def _held_by(path: Path) -> str:
+    ours = path.resolve() in _held
+    who = _myself() if ours else (path / LOCK).read_text(encoding="utf-8", errors="replace")
+    return f"{path}: {who or 'another process'} trains here; wait for its end, or choose another --out"
+
+
+def _myself() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def _opened(path: Path, config: Any, *, resume: bool | str | Path, overwrite: bool) -> str | None:
@@ -217,7 +221,7 @@ def _opened(path: Path, config: Any, *, resume: bool | str | Path, overwrite: bo
     if resume and overwrite:
         raise MedsegError(f"--resume goes on with {path} and --overwrite replaces it; give one of them")
     if is_held(path):
-        raise MedsegError(_held_by(path / LOCK))
+        raise MedsegError(_held_by(path))
     if path.exists() and not path.is_dir():
         raise MedsegError(f"{path} is a file; choose another folder for the run")
     if overwrite and path.exists():
@@ -303,11 +307,15 @@ def _times(path: Path, *, goes_on: bool) -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that the code runs from; None for an installed package."""
+    """The commit of the checkout that the code runs from, "-dirty" where it was changed; None if it is installed."""
     here = Path(__file__)
-    command = ["git", "log", "-1", "--format=%H", "--", here.name]
+    tracked = ["ls-files", "--error-unmatch", here.name]
+    head = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, cwd=here.parent, capture_output=True, text=True, check=True, timeout=5)
+        for command in (tracked, head):
+            done = subprocess.run(
+                ["git", *command], cwd=here.parent, capture_output=True, text=True, check=True, timeout=5
+            )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip()

@@ -24,7 +24,7 @@ from medseg_core.run import CIRCUMSTANCES, METRICS, SETTINGS, is_held, read_hist
 T = TypeVar("T")
 RUNS = Path("runs")
 STATE = "last/state.safetensors"
-WIDTH, NUM_NAMES = 24, 8  # least width of a command; most names of folders that are no runs
+COMMAND_WIDTH, NUM_NAMES = 24, 8  # least columns for a command; most names of folders that are no runs
 MOST = 1e300  # a score beyond it, or one that is not finite, is damage
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def describe_run(path: Path) -> dict[str, Any]:
     about = tried(_about, {})
     position = tried(_position, {})
     history = tried(read_history, {})
-    rows, done = len(history.get("epoch", ())), position.get("epoch")
+    rows, done = sum(step is not None for step in history.get("step", ())), position.get("epoch")
     if not why and done is not None and rows < done:
         why.append(f"{path / METRICS} holds {rows} of {done} epochs; the others are lost")
     epochs = rows if done is None else done
@@ -122,32 +122,36 @@ def describe_run(path: Path) -> dict[str, Any]:
     }
 
 
-def run_table(runs: Sequence[Mapping[str, Any]], *, width: int) -> str:
-    """A line for each run, with its command cut off at `width` columns, and below the table why a run is damaged."""
+def run_table(runs: Sequence[Mapping[str, Any]], *, width: int = 0) -> str:
+    """A line for each run, and below the table why a run is damaged.
+
+    Args:
+        width: columns of the screen, 0 for no bound; a command that would hardly show is left out.
+    """
     columns = {
         "name": [run["name"] for run in runs],
-        "started": [(run["started"] or "-")[:16].replace("T", " ") for run in runs],
+        "state": [run["state"] for run in runs],
         "epochs": [f"{run['epochs']}/{'?' if run['planned'] is None else run['planned']}" for run in runs],
         "best": ["-" if run["best"] is None else f"{run['best']:.4f}" for run in runs],
         "time": ["-" if run["seconds"] is None else _duration(run["seconds"]) for run in runs],
-        "state": [run["state"] for run in runs],
-        "command": [run["command"] or "-" for run in runs],
+        "started": [(run["started"] or "-")[:16].replace("T", " ") for run in runs],
     }
-    lines = aligned(columns, right=("epochs", "best", "time"), width=width)
+    right = ("epochs", "best", "time")
+    if not width or max(map(len, aligned(columns, right=right))) + COMMAND_WIDTH <= width:
+        columns["command"] = [run["command"] or "-" for run in runs]
+    lines = aligned(columns, right=right, width=width)
     return "\n".join([*lines, *(f"{run['name']}: {_shown(reason)}" for run in runs for reason in run["why"])])
 
 
 def aligned(columns: Mapping[str, Sequence[str]], *, right: Sequence[str] = (), width: int = 0) -> list[str]:
-    """Columns under their titles, as lines; the last column ends at `width`, 0 for no bound."""
+    """Columns under their titles, as lines that end at `width`, 0 for no bound."""
     padded = []
     for title, texts in columns.items():
         cells = [_shown(text) for text in (title, *texts)]
         widest = max(map(len, cells))
         padded.append([cell.rjust(widest) if title in right else cell.ljust(widest) for cell in cells])
     lines = ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
-    least = len("  ".join(column[0] for column in padded[:-1])) + WIDTH
-    most = max(width, least) if width else math.inf
-    return [line if len(line) <= most else line[: int(most) - 3] + "..." for line in lines]
+    return [line if not 0 < width < len(line) else line[: width - 3] + "..." for line in lines]
 
 
 def others_line(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -116,4 +117,6 @@ class Arrays:
 @lru_cache(maxsize=256)
 def _opened(file: Path, inode: int, mtime_ns: int) -> np.ndarray:  # noqa: ARG001 (a file put in its place is another)
     """Bounded: a map holds a file descriptor, of which a process has 1024 where a cohort has thousands of arrays."""
-    return np.load(file, mmap_mode="r", allow_pickle=False)
+    with warnings.catch_warnings():  # NumPy's parser may complain of a damaged header before it fails
+        warnings.simplefilter("ignore")
+        return np.load(file, mmap_mode="r", allow_pickle=False)

@@ -48,6 +48,7 @@ def checkpoint_screen(facts: Mapping[str, Any]) -> str:
     """The facts in lines of about 100 columns."""
     lines = [facts["path"]]
     for name, text in _state_lines(facts) if facts["kind"] == "state" else _weights_lines(facts):
+        text = "".join(c if c.isprintable() else "?" for c in text)  # noqa: PLW2901 - a card may be anybody's
         lines += textwrap.wrap(text, WIDTH, initial_indent=f"  {name:<12} ", subsequent_indent=" " * 15)
     share = facts["bytes"] / max(facts["bytes_of_tensors"], 1) - 1
     lines.append(f"  {'size':<12} {size_text(facts['bytes'])}, {share:.2%} more than its {facts['tensors']} tensors")
@@ -86,7 +87,8 @@ def _untrained(card: Card, file: Path) -> nn.Module:
 
 def _state_facts(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     position = about["position"] if isinstance(about["position"], Mapping) else {}
-    best = position.get("best") if isinstance(position.get("best"), Mapping) else {}
+    best = position["best"] if isinstance(position.get("best"), Mapping) else {}
+    scores = best.get("metrics") or {name: best[name] for name in ("value",) if name in best}
     parts: dict[str, int] = {}
     for name, shape in shapes.items():
         part = name.partition("/")[0]
@@ -94,7 +96,7 @@ def _state_facts(about: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
     return {
         "epoch": position.get("epoch"),
         "step": position.get("step"),
-        "best": best.get("metrics") or ({"value": best["value"]} if "value" in best else {}),
+        "best": scores if isinstance(scores, Mapping) else {},
         "ended": position.get("reason", ""),
         "parts": parts,
     }

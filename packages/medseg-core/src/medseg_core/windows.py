@@ -82,10 +82,8 @@ class Plan:
         """Voxels whose logits are held between windows, at most."""
         if self.is_plain:
             return 0
-        lengths = [b - a for a, b in itertools.pairwise(self.cuts)]
-        return (max(lengths) if len(self.size) == 3 else 1) * (
-            self.kept * self.size[self.middle] + self.fresh * self.window[self.middle]
-        )
+        length = max(b - a for a, b in itertools.pairwise(self.cuts)) if len(self.size) == 3 else 1
+        return length * (self.kept * self.size[self.middle] + self.fresh * self.window[self.middle])
 
     @property
     def num_windows(self) -> int:

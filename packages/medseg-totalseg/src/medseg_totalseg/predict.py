@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from medseg_core.checkpoint import Card, load_model
 from medseg_core.cohort import JOURNAL, Outcome, clear_journal, for_each
 from medseg_core.config import as_dict
 from medseg_core.device import choose_device, choose_precision
-from medseg_core.distributed import gather, place
+from medseg_core.distributed import from_first
 from medseg_core.errors import MedsegError
 from medseg_core.infer import Reduce, decide, entropy
 from medseg_core.io import case_name, read_volume, write_volume
@@ -145,17 +146,13 @@ def predict_files(
         MedsegError: no scan, no such run, or an output folder that holds something else.
     """
     cases = [case for case in find_images(image) if only is None or case.id in only]
-    is_first = place()[0] == 0
-    if is_first:
-        _check_out(out, cases, overwrite=overwrite)
+    from_first(partial(_check_out, out, cases, overwrite=overwrite))
     predictor = Predictor(*models, config=config)
-    if overwrite and is_first:
-        clear_journal(out)
-    gather(None)  # none writes before the first process has looked at the folder
+    if overwrite:
+        from_first(partial(clear_journal, out))
     weights = [hashlib.sha256((m / "best.safetensors" if m.is_dir() else m).read_bytes()).hexdigest() for m in models]
     outcome = for_each(cases, _stages(predictor, out), out=out, config={**as_dict(config), "weights": weights})
-    if is_first:
-        write_label_files(out, predictor.labels)
+    from_first(partial(write_label_files, out, predictor.labels))
     return outcome
 
 

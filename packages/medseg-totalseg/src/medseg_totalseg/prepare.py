@@ -24,7 +24,7 @@ import numpy as np
 from medseg_core.cases import Case
 from medseg_core.cohort import Outcome, for_each, processes
 from medseg_core.config import as_dict
-from medseg_core.distributed import gather, place
+from medseg_core.distributed import from_first
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_grid, read_volume, write_text
 from medseg_core.join import Joined, join_masks
@@ -99,9 +99,8 @@ def prepare(data: Path, out: Path, config: PrepareConfig, *, executor: Executor 
     Raises:
         MedsegError: no cases, names that no class list holds, or a cache of other settings or of other scans.
     """
-    out, is_first = Path(out), place()[0] == 0
-    if is_first and out.is_dir() and any(out.iterdir()) and not is_cache(out):
-        raise MedsegError(f"{out} exists and is no cache of `prepare`; give a new folder")
+    out = Path(out)
+    from_first(partial(_refuse_others, out))
     cases = discover(data)
     names = names_of(cases)
     if not names:
@@ -109,16 +108,18 @@ def prepare(data: Path, out: Path, config: PrepareConfig, *, executor: Executor 
     labels = select(choose(names, config.labels), config.structures)
     settings = {k: v for k, v in as_dict(config).items() if k != "workers"} | {"names": sorted(labels.values())}
     plan = _Plan(labels, _spacing(cases, out, config), config.missing)
-    if is_first and not is_cache(out):
-        _write_dataset(out, plan, {})
-    gather(None)  # none writes a case before the first process has looked at the folder
+    from_first(lambda: None if is_cache(out) else _write_dataset(out, plan, {}))
     pool = processes(config.workers) if executor is None and config.workers > 1 else nullcontext(executor)
     with pool as chosen:
         outcome = for_each(cases, partial(_prepare_case, out=out, plan=plan), out=out, config=settings, executor=chosen)
-    if is_first:
-        _write_dataset(out, plan, {"failed": dict(outcome.failed), **_summary(cases, outcome, out)})
-    gather(None)  # none reads the cohort before it is whole
+    failed = dict(outcome.failed)
+    from_first(lambda: _write_dataset(out, plan, {"failed": failed, **_summary(cases, outcome, out)}))
     return outcome
+
+
+def _refuse_others(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not is_cache(out):
+        raise MedsegError(f"{out} exists and is no cache of `prepare`; give a new folder")
 
 
 def _prepare_case(case: Case, *, out: Path, plan: _Plan) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from medseg_core import figures
 from medseg_core.cases import write_split
 from medseg_core.checkpoint import Card
 from medseg_core.device import peak_memory_mb
-from medseg_core.distributed import place
+from medseg_core.distributed import from_first
 from medseg_core.draw import Batch, Draw
 from medseg_core.labelmaps import write_labels
 from medseg_core.losses import LOSSES
@@ -51,14 +52,12 @@ def train(
     config = complete(config)
     check(data, config)
     run = RunFolder.open(out, config, resume=resume, overwrite=overwrite)
-    plan = make_plan(cohort_of(data, run.path, config), config, splits)
-    samples, held_out = plan.samples("train"), plan.arrays("val")
-    if place()[0] == 0:
-        write_labels(run.path / "labels.json", plan.card.labels)
-        write_split(run.path / "split.json", plan.cases, seed=config.seed)
-        _save_sheet(samples, plan, run.path / "augmented.png", num=16)
-    trainer = _trainer(plan, run)
-    return trainer.fit(samples, Validation(held_out, plan, run.path / "samples") if held_out else None)
+    with run.held():  # from here on: to prepare scans may take long
+        plan = make_plan(cohort_of(data, run.path, config), config, splits)
+        samples, held_out = plan.samples("train"), plan.arrays("val")
+        from_first(partial(_describe, samples, plan, run.path))
+        trainer = _trainer(plan, run)
+        return trainer.fit(samples, Validation(held_out, plan, run.path / "samples") if held_out else None)
 
 
 def rehearse(data: Path, out: Path, config: TotalsegConfig, *, splits: Path | None = None) -> Mapping[str, Any]:
@@ -71,7 +70,7 @@ def rehearse(data: Path, out: Path, config: TotalsegConfig, *, splits: Path | No
     begun = time.perf_counter()
     batch = torch.utils.data.default_collate([samples[draw] for draw in draws])
     sample_s = (time.perf_counter() - begun) / len(draws)
-    _save_sheet(samples, plan, out / "batch.png", num=len(draws))
+    from_first(partial(_save_sheet, samples, plan, out / "batch.png", num=len(draws)))
     parts = trainer.update([batch])
     begun = time.perf_counter()
     trainer.update([batch])  # the first one also warms up
@@ -131,6 +130,13 @@ def shrunk(label: Tensor, size: Sequence[int]) -> Tensor:
     """A label (..., *space) on a coarser grid of `size`, which divides space: of each block the voxel in its middle."""
     steps = [edge // n for edge, n in zip(label.shape[-len(size) :], size, strict=True)]
     return label[(..., *(slice(step // 2, None, step) for step in steps))]
+
+
+def _describe(samples: Slices | Patches, plan: Plan, out: Path) -> None:
+    """What people look at before anything is learnt."""
+    write_labels(out / "labels.json", plan.card.labels)
+    write_split(out / "split.json", plan.cases, seed=plan.config.seed)
+    _save_sheet(samples, plan, out / "augmented.png", num=16)
 
 
 def _trainer(plan: Plan, run: RunFolder | None) -> Trainer:
