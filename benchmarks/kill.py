@@ -76,7 +76,9 @@ def compare(folder: Path, arguments: argparse.Namespace, *, workers: int) -> boo
                 continue
         child.communicate()
         break
-    digests = [[hashlib.sha256((folder / run / f).read_bytes()).hexdigest() for f in FILES] for run in ("whole", "killed")]
+    digests = [
+        [hashlib.sha256((folder / run / f).read_bytes()).hexdigest() for f in FILES] for run in ("whole", "killed")
+    ]
     equal = {name: a == b for name, a, b in zip(FILES, *digests, strict=True)}
     steps = load_state(folder / "whole/last/state.safetensors")[1]["position"]["step"]
     print(f"{arguments.processes} processes, {workers} workers: {steps} updates in {whole:.0f} s, {len(struck)} kills")

@@ -75,7 +75,7 @@ def measure(net: str, name: str, data: Path, work: Path, given: argparse.Namespa
     medseg("prepare", data, "--out", cache, *chosen)
     flags = ["--net", net, "--device", given.device, "--size", given.size, "--patch", given.patch]
     flags += ["--widths", given.widths, "--num-workers", given.num_workers, "--patches-per-case", 16]
-    flags += ["--deep-supervision", "true"] if given.deep_supervision else []
+    flags += ["--deep-supervision"] if given.deep_supervision else []
     dry = medseg("train", cache, "--out", work / "dry", *flags, "--dry-run")
     epoch_s = dry["steps_per_epoch"] * dry["seconds_per_step"]
     epochs = given.epochs or max(1, round(given.seconds / epoch_s))

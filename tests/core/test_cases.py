@@ -191,7 +191,7 @@ def test_a_split_file_that_does_not_fit_is_told_with_the_case(tmp_path):
 def test_ids_and_names_that_no_disk_takes_are_refused(tmp_path):
     path = tmp_path / "cases.json"
     for name in ("\x1b[31m", "a\x00", "a\x85b", "\u2028", "\ud800", "é" * 101, "a" * 201):
-        with pytest.raises(MedsegError, match="cannot name a file|not valid JSON") as caught:
+        with pytest.raises(MedsegError, match="cannot name a file") as caught:
             Case(id=name, files={})
         assert str(caught.value).isprintable()
         path.write_text(json.dumps({"cases": [{"id": name, "files": {}}]}))
@@ -203,7 +203,7 @@ def test_ids_and_names_that_no_disk_takes_are_refused(tmp_path):
 
 
 def test_ids_that_are_one_file_on_many_disks_are_refused(tmp_path):
-    for other in ("S1", "ｓ1"[:0] + "é", "E\u0301"):
+    for other in ("S1", "é", "E\u0301"):
         cases = [{"id": name, "files": {}} for name in ("s1", "É", other)]
         (tmp_path / "cases.json").write_text(json.dumps({"cases": cases}))
         with pytest.raises(MedsegError, match="one file on many disks"):

@@ -66,6 +66,14 @@ def test_weights_that_do_not_fit_are_never_loaded_in_part(tmp_path):
     assert torch.equal(other[0].weight, before)
 
 
+def test_weights_whose_header_calls_them_whole_numbers_are_refused_instead_of_cast(tmp_path):
+    save_model(tmp_path / "w", Net(), CARD)
+    content = (tmp_path / "w").read_bytes()
+    (tmp_path / "w").write_bytes(content.replace(b'"dtype":"F32"', b'"dtype":"I32"', 1))
+    with pytest.raises(MedsegError, match=r"torch.int32 in the file, torch.float32 in the model"):
+        load_model(tmp_path / "w", {"net": Net})
+
+
 def test_another_shape_is_named(tmp_path):
     save_model(tmp_path / "w", Net(), CARD)
     with pytest.raises(MedsegError, match=r"in the file, .* in the model; the settings"):
@@ -88,6 +96,12 @@ def test_what_is_no_checkpoint_is_one_clear_error(tmp_path, make, message):
     make(tmp_path / "w")
     with pytest.raises(MedsegError, match=message):
         read_card(tmp_path / "w")
+
+
+def test_somebody_else_s_weights_are_told_the_way_in(tmp_path):
+    (tmp_path / "unet.pth").write_bytes(b"PK")
+    with pytest.raises(MedsegError, match="`medseg checkpoint import`"):
+        load_model(tmp_path / "unet.pth")
 
 
 def test_another_package_s_weights_are_named(tmp_path):

@@ -1,6 +1,9 @@
 import json
 import os
 import resource
+import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -207,7 +210,68 @@ def test_answers_come_sorted_by_case_whoever_was_first(tmp_path):
     assert [case for case, _ in answers(tmp_path)] == ["a", "b", "c", "d"]
 
 
+def test_a_forgotten_case_is_done_again_and_no_other(tmp_path, monkeypatch):
+    for rank in (0, 1):
+        monkeypatch.setattr(cohort, "place", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(cohort, "share", lambda cases, rank=rank: cases[rank::2])
+        monkeypatch.setattr(cohort, "gather", lambda value: [value])
+        for_each(CASES, size, out=tmp_path)
+    monkeypatch.undo()
+    cohort.forget(tmp_path, {"b", "c", "z"})
+    assert list(read_journal(tmp_path)) == ["a", "d"]
+    assert for_each(CASES, size, out=tmp_path) == Outcome(("b", "c"), ("a", "d"), {})
+
+
 def test_a_cleared_journal_lets_all_be_done_again(tmp_path):
     for_each(CASES, size, out=tmp_path)
     clear_journal(tmp_path)
     assert for_each(CASES, size, out=tmp_path).done == ("a", "b", "c", "d")
+
+
+SLEEPING = """
+import os, sys, time
+from pathlib import Path
+from medseg_core.cases import Case
+from medseg_core.cohort import for_each, processes
+
+def work(case):
+    Path(sys.argv[1], case.id).write_text(str(os.getpid()))
+    time.sleep(300)
+
+if __name__ == "__main__":
+    with processes(2) as pool:
+        for_each([Case(id=name, files={}) for name in "ab"], work, out=Path(sys.argv[1], "out"), executor=pool)
+"""
+
+
+def lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.is_file() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def within(seconds, condition) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_workers_end_with_a_parent_that_was_killed(tmp_path):
+    (tmp_path / "sleeping.py").write_text(SLEEPING)
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "sleeping.py"), str(tmp_path)], stderr=subprocess.DEVNULL)
+    try:
+        files = [tmp_path / name for name in "ab"]
+        assert within(60, lambda: all(file.is_file() and file.read_text() for file in files))
+    finally:
+        parent.kill()
+        parent.wait()
+    pids = [int(file.read_text()) for file in files]
+    try:
+        assert within(20, lambda: not any(lives(pid) for pid in pids))
+    finally:
+        for pid in filter(lives, pids):
+            os.kill(pid, signal.SIGKILL)

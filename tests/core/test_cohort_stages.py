@@ -1,7 +1,6 @@
 """Stages of a cohort overlap; proven by events that a case can only see while another one is under way."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -262,10 +261,17 @@ def until_there(file, process):
     assert file.is_file()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What the script writes when nothing disturbs it."""
+    place = tmp_path_factory.mktemp("whole")
+    assert start(place, place / "out").communicate()[0] == "6 0 0\n"
+    return place / "out"
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_an_interrupted_cohort_leaves_whole_files_and_goes_on_to_the_same(tmp_path, how):
-    whole, out = tmp_path / "whole", tmp_path / "one" / "out"
-    assert start(tmp_path, whole).communicate()[0] == "6 0 0\n"
+def test_an_interrupted_cohort_leaves_whole_files_and_goes_on_to_the_same(tmp_path, whole, how):
+    out = tmp_path / "one" / "out"
     out.parent.mkdir()
     process = start(tmp_path, out, seconds=0.2)
     until_there(out / "c1.nii.gz", process)
@@ -280,8 +286,9 @@ def test_an_interrupted_cohort_leaves_whole_files_and_goes_on_to_the_same(tmp_pa
     (out.parent / "read-0.txt").unlink()
     assert start(tmp_path, out).communicate()[0] == f"{6 - len(done)} {len(done)} 0\n"
     assert (out.parent / "read-0.txt").read_text().split() == [f"c{n}" for n in range(6) if f"c{n}" not in done]
-    for case in whole.glob("*.nii.gz"):
-        assert (out / case.name).read_bytes() == case.read_bytes()
+    written = sorted(path.name for path in whole.glob("*.nii.gz"))
+    assert written == [f"c{n}.nii.gz" for n in range(6)]
+    assert all((out / name).read_bytes() == (whole / name).read_bytes() for name in written)
 
 
 def test_two_torchrun_processes_do_each_case_once(tmp_path):

@@ -9,6 +9,14 @@ from medseg_core.errors import MedsegError
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hostile:
+    lr: float = setting(0.1, "rate")
+    size: int = setting(1, "edge")
+    name: str = setting("", "name")
+    window_hu: tuple[float, float] = setting((0.0, 1.0), "kept")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     epochs: int = setting(10, "Passes.", low=1, high=1000)
     lr: float = setting(1e-3, "Rate.", low=0)
@@ -108,11 +116,3 @@ def test_a_hostile_file_is_one_line(tmp_path, name, text, words):
 def test_a_file_with_a_byte_order_mark_and_rulers_of_dots_is_read(tmp_path):
     (tmp_path / "c.toml").write_text(f"# {'.' * 500}\nlr = 0.5 # {'. ' * 300}\n", encoding="utf-8-sig")
     assert resolve(Hostile, file=tmp_path / "c.toml").lr == 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hostile:
-    lr: float = setting(0.1, "rate")
-    size: int = setting(1, "edge")
-    name: str = setting("", "name")
-    window_hu: tuple[float, float] = setting((0.0, 1.0), "kept")

@@ -111,7 +111,7 @@ def test_renames_that_are_given_stand_for_those_of_the_class(theirs, files):
         for name, t in theirs.state_dict().items()
     }
     torch.save({**renamed, "net.aux.weight": torch.ones(1)}, files[0])
-    import_foreign(*files, Net(), CARD, renames={"net": "", "net.a": "encoder", "net.aux": None})
+    import_foreign(*files, Net(), CARD, renames={"net": "", "net.nor": "x", "net.a": "encoder", "net.aux": None})
     assert equal(load_model(files[1], {"net": Net})[0], theirs)
 
 

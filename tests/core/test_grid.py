@@ -150,7 +150,8 @@ def test_a_spacing_that_no_memory_holds_is_refused_before_anything_is_made():
     lying = Grid((100, 100, 100), np.diag((1e6, 1.0, 1.0, 1.0)))  # a header in nanometres, or damaged
     with pytest.raises(MedsegError, match=r"1e\+08 x 100 x 100 of one whose header says 1e\+06"):
         lying.oriented("RAS", (1.0, 1.0, 1.0))
-    assert Grid((512, 512, 700), np.diag((0.7, 0.7, 5.0, 1.0))).oriented("RAS", (0.5, 0.5, 0.5)).shape == (717, 717, 7000)
+    long = Grid((512, 512, 700), np.diag((0.7, 0.7, 5.0, 1.0)))
+    assert long.oriented("RAS", (0.5, 0.5, 0.5)).shape == (717, 717, 7000)
 
 
 @pytest.mark.filterwarnings("error")

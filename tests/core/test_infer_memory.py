@@ -88,6 +88,27 @@ def test_logits_equal_those_of_a_full_buffer_to_the_last_bit_in_any_batches_and_
     np.testing.assert_array_equal(infer(net, image, reduce=everything, **options), full_buffer(net, image, plan))
 
 
+@pytest.mark.parametrize("space", [(13, 9, 17), (17, 13, 9), (9, 17, 13)])
+def test_tiles_along_any_axis_change_no_bit(space):
+    image, seen = random_image(1, *space), []
+    conv = one_by_one(3)
+
+    def net(x):
+        seen.append(len(x))
+        return conv(x)
+
+    plan = plan_windows(space, (5, 6, 4), overlap=0.5, batch_size=2)
+    want = full_buffer(conv, image, plan)
+    nums = set()
+    for limit in [logits_bytes(thrifty, 4) / 1e9 for thrifty in thriftier(plan)]:
+        seen.clear()
+        options = {"window": plan.window, "batch_size": 2, "reduce": everything, "logits_gb": limit}
+        np.testing.assert_array_equal(infer(net, image, **options), want)
+        nums.add(sum(seen))
+    assert min(nums) == plan.num_windows
+    assert len(nums) >= 3  # some in two tiles, some in more
+
+
 @settings(max_examples=60, deadline=None)
 @given(cases)
 def test_what_is_held_is_what_was_stated(case):

@@ -1,5 +1,6 @@
 import contextlib
 import gzip
+import os
 import resource
 import struct
 import zlib

@@ -248,9 +248,10 @@ def test_voxels_without_a_size_are_refused_where_no_sform_gives_one(tmp_path, co
 
 
 def test_a_plane_needs_no_thickness(tmp_path):
-    path = saved(tmp_path / "a.nii", VOXELS[:, :, :1], sform_code=0)
+    path = saved(tmp_path / "a.nii", VOXELS[:, :, :1])
     content = bytearray(path.read_bytes())
     struct.pack_into("<f", content, 88, 0.0)
+    struct.pack_into("<2h", content, 252, 1, 0)
     path.write_bytes(content)
     assert read_grid(path).shape == (4, 5, 1)
 

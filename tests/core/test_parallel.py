@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-TRAIN = '''
+TRAIN = """
 import json, sys
 from pathlib import Path
 
@@ -64,7 +64,7 @@ statistics = [b.double().flatten().tolist() for b in trainer.model.buffers()]
 told = {"drawn": Squares.drawn, "score": result.best.value, "statistics": statistics}
 (out / f"told-{place()[0]}.json").write_text(json.dumps(told))
 np.save(out / f"gradients-{place()[0]}.npy", np.array(gradients))
-'''
+"""
 
 
 def trained(out, *, processes, norm):
@@ -74,7 +74,9 @@ def trained(out, *, processes, norm):
     script.write_text(TRAIN)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [sys.executable, *(torchrun if processes > 1 else []), str(script), str(out), norm]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     told = [json.loads((out / f"told-{rank}.json").read_text()) for rank in range(processes)]
     return told, [np.load(out / f"gradients-{rank}.npy") for rank in range(processes)], done.stderr

@@ -48,10 +48,12 @@ def test_the_commit_is_the_one_checked_out_and_says_where_code_was_changed(tmp_p
     monkeypatch.setattr(run_module, "__file__", str(tmp_path / "run.py"))
     assert told() is None
     git("init")
-    assert told() is None  # a checkout of something else, with this package installed in it
-    for name in ("run.py", ".gitignore"):
-        git("add", name)
-        git("commit", "-m", name)
+    git("add", ".gitignore")
+    git("commit", "-m", "something else")
+    assert told() is None  # installed within a checkout that it is no part of
+    git("add", "run.py")
+    git("commit", "-m", "the code")
+    git("commit", "--allow-empty", "-m", "another file")
     git("tag", "v1")
     head = git("rev-parse", "HEAD").strip()
     assert told() == head

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from medseg_core.checkpoint import load_model, read_card
 from medseg_core.cli import app
+from medseg_core.errors import MedsegError
 from medseg_core.export import TORCH
 from medseg_core.foreign import SAFE
 from medseg_totalseg.labels import CLASS_LISTS
@@ -171,6 +172,18 @@ def test_the_file_of_117_structures_is_hardly_larger_than_its_tensors(original, 
     )
     raw = sum(t.numel() * t.element_size() for t in original.state_dict().values())
     assert raw < (tmp_path / "new.safetensors").stat().st_size <= 1.02 * raw + 16 * 1024
+
+
+@needs_safe_torch
+def test_predicting_asks_for_the_part_of_the_card_that_is_not_there(original, tmp_path):
+    new, how = (
+        tmp_path / "new.safetensors",
+        ["--channels", tmp_path / "label_map.json", "--renames", tmp_path / "renames.json"],
+    )
+    done = call("import", tmp_path / "old.pth", new, "--as", "totalseg:unet2d", *how)
+    assert "no inputs, grid, intensity, which predicting may need" in done.stderr
+    with pytest.raises(MedsegError, match="does not say on which grid and intensities"):
+        Predictor(new)
 
 
 @needs_safe_torch

@@ -55,17 +55,26 @@ def test_image_and_label_lie_in_ras_voxel_for_voxel(tmp_path):
     assert np.array_equal(arrays["image"], ramp()[::-1, ::-1])
     assert arrays["label"].dtype == np.uint8
     assert np.array_equal(arrays["label"], (5 * LIVER + SPLEEN)[::-1, ::-1])
-    assert arrays.names == ("image", "label")
+    assert arrays.names == ("image", "label", "places")
     ras = np.diag([2.0, 3, 4, 1])
     ras[:3, 3] = (30 - 5 * 2, 20 - 4 * 3, -10)
     np.testing.assert_allclose(arrays.about["affine"], ras)
+
+
+def test_places_are_voxels_of_the_stored_label(tmp_path):
+    put(tmp_path / "data" / "s1", liver=LIVER, spleen=SPLEEN)
+    prepare(tmp_path / "data", tmp_path / "cache", PrepareConfig())
+    arrays = Arrays(tmp_path / "cache" / "s1")
+    ids, x, y, z = np.asarray(arrays["places"]).T
+    assert np.array_equal(arrays["label"][x, y, z], ids)
+    assert len(ids) == np.count_nonzero(arrays["label"])
 
 
 def test_a_plane_is_one_run_of_the_file(tmp_path):
     put(tmp_path / "data" / "s1", liver=LIVER)
     prepare(tmp_path / "data", tmp_path / "cache", PrepareConfig())
     arrays = Arrays(tmp_path / "cache" / "s1")
-    for name in arrays.names:
+    for name in ("image", "label"):
         assert isinstance(arrays[name], np.memmap)
         assert arrays[name][:, :, 2].flags.f_contiguous
 
@@ -254,7 +263,10 @@ def test_workers_and_executors_write_the_same_bytes(tmp_path):
     prepare(tmp_path / "data", tmp_path / "two", PrepareConfig(workers=2))
     with ThreadPoolExecutor(2) as executor:
         prepare(tmp_path / "data", tmp_path / "threads", PrepareConfig(), executor=executor)
-    files = ["dataset.json", *(f"{s}/{f}" for s in ("s1", "s2") for f in ("image.npy", "label.npy", "about.json"))]
+    files = [
+        "dataset.json",
+        *(f"{s}/{f}" for s in ("s1", "s2") for f in ("image.npy", "label.npy", "places.npy", "about.json")),
+    ]
     for other in ("two", "threads"):
         assert filecmp.cmpfiles(tmp_path / "one", tmp_path / other, files, shallow=False)[0] == files
 

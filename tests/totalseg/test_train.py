@@ -62,6 +62,13 @@ def test_a_size_that_cannot_be_halved_is_refused_before_any_work(cohort, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_split_without_training_cases_is_one_line(run, quick, tmp_path):
+    split = {"seed": 0, "unit": "group", "train": [], "val": ["s0000", "s0001"], "test": ["s0002", "s0003"]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    with pytest.raises(MedsegError, match=r"no case of .* is in the training split"):
+        train(run / "cache", tmp_path / "run", quick, splits=tmp_path / "split.json")
+
+
 def test_a_wrong_loss_names_the_right_ones(cohort, tmp_path, quick):
     with pytest.raises(MedsegError, match="'dise_ce'; did you mean 'dice_ce'"):
         train(cohort, tmp_path / "run", dataclasses.replace(quick, loss="dise_ce"))

@@ -228,9 +228,15 @@ def _by_class(values_NB: Tensor, y_NB: Tensor, num_classes: int) -> Tensor:
     """Sums over the voxels of each class: (N, K)."""
     sums_NK = values_NB.new_zeros(len(y_NB), num_classes)
     if values_NB.device.type != "cpu":
-        return sums_NK.scatter_add_(1, y_NB, values_NB)
+        return torch.bmm(_one_hot(y_NB, sums_NK), values_NB[:, :, None])[:, :, 0]
     _by_class_on_cpu(values_NB.numpy(), y_NB.numpy(), sums_NK.numpy())
     return sums_NK
+
+
+def _one_hot(y_NB: Tensor, like_NK: Tensor) -> Tensor:
+    """(N, K, B), for GPUs: thousands that add to the same few sums wait for each other, and never in the same order."""
+    classes = torch.arange(like_NK.shape[1], device=y_NB.device)[:, None]
+    return (y_NB[:, None] == classes).to(like_NK.dtype)
 
 
 def _pull(p_NKB: Tensor, grad_NK: Tensor, slope_NB: Tensor, y_NB: Tensor, on_true_NB: Tensor) -> Tensor:
@@ -241,7 +247,7 @@ def _pull(p_NKB: Tensor, grad_NK: Tensor, slope_NB: Tensor, y_NB: Tensor, on_tru
     if p_NKB.device.type != "cpu":
         mean_NB = (p_NKB * grad_NK[:, :, None]).sum(1) + slope_NB
         p_NKB *= grad_NK[:, :, None] - mean_NB[:, None]
-        return p_NKB.scatter_add_(1, y_NB[:, None], on_true_NB[:, None])
+        return p_NKB.addcmul_(_one_hot(y_NB, grad_NK), on_true_NB[:, None])
     _pull_on_cpu(*(t.numpy() for t in (p_NKB, grad_NK, slope_NB, y_NB, on_true_NB)))
     return p_NKB
 

@@ -158,7 +158,8 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> Matched
     """Gives every tensor of a model its value, or changes none.
 
     Raises:
-        MedsegError: a tensor that is missing, unknown or of another shape; it names `file`.
+        MedsegError: a tensor that is missing, unknown, of another shape, or whole numbers where the model has none; it
+            names `file`.
     """
     _check_fit(model, tensors, file)
     model.load_state_dict(dict(tensors))
@@ -241,9 +242,7 @@ def _read(file: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
-        raise MedsegError(
-            f"{file} is not a readable safetensors file ({error}); give a run folder or its weights"
-        ) from None
+        raise _unreadable(file, error) from None
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -257,14 +256,18 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
             shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
             fields = json.loads((content.metadata() or {})[KEY])
     except (OSError, safetensors.SafetensorError, ValueError, RecursionError) as error:
-        raise MedsegError(
-            f"{file} is not a readable safetensors file ({error}); give a run folder or its weights"
-        ) from None
+        raise _unreadable(file, error) from None
     except KeyError:
         raise MedsegError(f"{file} has no medseg card; only weights that medseg wrote say what they are") from None
     if not isinstance(fields, dict):
         raise MedsegError(f"{file}: the card is a {type(fields).__name__}, not a table")
     return fields, shapes
+
+
+def _unreadable(file: Path, error: Exception) -> MedsegError:
+    foreign = file.suffix in (".pth", ".pt", ".ckpt")
+    fix = "take it over with `medseg checkpoint import`" if foreign else "give a run folder or its weights"
+    return MedsegError(f"{file} is not a readable safetensors file ({error}); {fix}")
 
 
 def _class_of(card: Card, models: Mapping[str, type[nn.Module]] | None, file: Path) -> type[nn.Module]:
@@ -287,6 +290,9 @@ def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> N
         if own[name].shape != tensor.shape:
             shapes = f"{tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the model"
             raise MedsegError(f"{file}: {name!r} is {shapes}; the settings of the two networks differ")
+        if own[name].is_floating_point() != tensor.is_floating_point():
+            kinds = f"{tensor.dtype} in the file, {own[name].dtype} in the model"
+            raise MedsegError(f"{file}: {name!r} is {kinds}; the file is damaged, or of another network")
 
 
 def _is_text(value: Any) -> bool:

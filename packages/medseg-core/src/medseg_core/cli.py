@@ -154,7 +154,7 @@ def runs(
 ) -> None:
     """List the trainings in DIR, the newest first, or compare RUNs: settings that differ, curves in one picture.
 
-    A run is finished, running, broken off, damaged, or ended early for want of gain.
+    A run is finished, running, broken off, damaged, or was stopped early ("no gain").
     """
     from medseg_core.runs import RUNS, describe_run, find_runs, is_run, others_line, run_table
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -113,8 +114,13 @@ def answers(out: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def processes(workers: int) -> ProcessPoolExecutor:
-    """A pool for `for_each`; its processes are not forked, as a fork after torch has worked hangs."""
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"))
+    """A pool for `for_each`; its processes are not forked, as a fork after torch has worked hangs.
+
+    They end with the process that made them, also where that was killed and could tell nobody.
+    """
+    return ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("forkserver"), initializer=_end_with_parent
+    )
 
 
 @contextmanager
@@ -137,6 +143,14 @@ def dask_executor(address: str) -> Iterator[Executor | None]:
         raise MedsegError(f"no Dask scheduler answers at {address} ({error}); start one: dask scheduler") from None
     with client:
         yield client.get_executor()
+
+
+def _end_with_parent() -> None:
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def clear_journal(out: Path) -> None:

@@ -142,7 +142,8 @@ def _finish(axes: Axes, title: str) -> None:
     axes.grid(visible=True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     if not axes.lines:
-        axes.text(0.5, 0.5, "nothing logged yet", ha="center", color=MUTED, transform=axes.transAxes)
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "nothing logged", ha="center", color=MUTED, transform=axes.transAxes)
 
 
 def _twin(history: Mapping[str, Sequence[float | None]]) -> str:

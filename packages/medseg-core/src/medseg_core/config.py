@@ -129,7 +129,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _check_depth(text: str) -> None:
     """Refuses names such as a.a.a.a of thousands of parts, over which tomllib takes minutes and gigabytes."""
-    words = re.split(r"[^\w.\"'-]+", re.sub(r"[ \t]+|\.\.+", "", text))
+    words = re.split(r"[^\w.\"'-]+", re.sub(r"\.\.+", "", re.sub(r"[ \t]+", "", text)))
     if any(word.count(".") > DEEPEST for word in words):
         raise ValueError(f"a name has more than {DEEPEST} parts")
 

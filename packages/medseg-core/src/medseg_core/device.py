@@ -3,7 +3,8 @@
 import os
 import resource
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -44,6 +45,29 @@ def choose_precision(name: str, device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The context in which a network computes in this precision."""
     return torch.autocast(device.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
+
+
+@contextmanager
+def repeatable(device: torch.device, *, wanted: bool) -> Iterator[None]:
+    """On a GPU: kernels that give the same bits every time, or those that a trial finds fastest.
+
+    An operation that has no repeatable kernel is warned about by PyTorch.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with it
+    cudnn, fill = torch.backends.cudnn, torch.utils.deterministic.fill_uninitialized_memory
+    before = cudnn.deterministic, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    cudnn.deterministic, cudnn.benchmark = wanted, not wanted
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before[:2]
+        torch.use_deterministic_algorithms(before[2])
+        torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 def is_out_of_memory(error: BaseException) -> bool:

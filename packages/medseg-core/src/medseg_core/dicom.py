@@ -224,8 +224,13 @@ def _header(file: Path, pixels: bool) -> "Dataset":
         import pydicom
     except ImportError:
         raise MedsegError(f"reading {file} needs pydicom; pip install 'medseg-core[dicom]'") from None
-    with _told(file):
-        return pydicom.dcmread(file, specific_tags=_tags(), stop_before_pixels=not pixels, defer_size=DEFER)
+    try:
+        with _told(file):
+            return pydicom.dcmread(file, specific_tags=_tags(), stop_before_pixels=not pixels, defer_size=DEFER)
+    except MemoryError:  # pydicom makes room for what a value says of its length; no header takes as much
+        raise MedsegError(
+            f"{file} is damaged: it promises a value longer than memory; copy or export it again"
+        ) from None
 
 
 @cache

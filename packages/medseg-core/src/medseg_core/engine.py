@@ -53,7 +53,9 @@ class Engine:
         """Every generator starts anew from this update's place, in each process from another one."""
         words = np.random.SeedSequence([self.config.seed, step, place()[0], 0]).generate_state(2)
         seed = int(words[0]) << 32 | int(words[1])
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also queues for devices that never start
+        if self.device.type == "cuda":
+            torch.cuda.default_generators[self.device.index or 0].manual_seed(seed)
         random.seed(seed)
         np.random.seed(words)  # noqa: NPY002  others' code may draw from it
         return torch.Generator(self.device).manual_seed(seed)
@@ -171,11 +173,11 @@ def _optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> torch.o
         group["highest"] = group["lr"]
     match config.optimizer:
         case "adam":
-            return torch.optim.Adam(groups)
+            return torch.optim.Adam(groups, fused=True)
         case "adamw":
-            return torch.optim.AdamW(groups)
+            return torch.optim.AdamW(groups, fused=True)
         case _:
-            return torch.optim.SGD(groups, momentum=0.99, nesterov=True)
+            return torch.optim.SGD(groups, momentum=0.99, nesterov=True, fused=True)
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

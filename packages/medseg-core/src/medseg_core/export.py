@@ -43,7 +43,7 @@ def export_onnx(
     Args:
         run: a run folder or a weights file.
         shapes: "C,H,W" or "C,X,Y,Z" that the network takes, one for all inputs or one each; without, from the card's
-            `in_channels` and `size`.
+            `in_channels` and its `patch` or `size`.
         models: as for `load_model`.
         overwrite: replaces `out`.
 
@@ -111,7 +111,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _shape_of_card(model: nn.Module, card: Card, file: Path) -> tuple[int, ...]:
-    channels, size = card.arguments.get("in_channels"), card.grid.get("size")
+    channels, size = card.arguments.get("in_channels"), card.grid.get("patch", card.grid.get("size"))
     # the kernel of a convolution has two axes more than it is moved along
     num_axes = next((t.ndim - 2 for t in model.state_dict().values() if t.ndim > 2), 0)
     edges = size if isinstance(size, (list, tuple)) else [size] * num_axes

@@ -39,6 +39,9 @@ class TrainConfig:
     num_workers: int = setting(0, "Processes that prepare samples; changes no result.", low=0, exact=False)
     seed: int = setting(42, "Where all randomness starts.", low=0)
     device: str = setting("auto", "auto, cpu, cuda or cuda:1.", exact=False)
+    deterministic: bool = setting(
+        True, "On GPUs only kernels that repeat themselves, so that a run goes on to the same bits; off is faster."
+    )
     sync_batchnorm: bool = setting(
         False, "Batch normalisation over all processes instead of within each; on GPUs only."
     )

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg_core.checkpoint import Card, load_state, save_model, save_state
-from medseg_core.device import autocast, peak_memory_mb
+from medseg_core.device import autocast, peak_memory_mb, repeatable
 from medseg_core.distributed import gather, place
 from medseg_core.draw import Batch, Samples
 from medseg_core.engine import Engine, Told
@@ -154,6 +154,7 @@ class Trainer:
                 log.info("no validation cases: the last weights are kept as best")
             tell_batch_norm(self.model, self.config)
             first = self.run if place()[0] == 0 else None
+            stack.enter_context(repeatable(self.device, wanted=self.config.deterministic))
             journal = Journal(first, self.config, total=self.total_steps, start=self.position.step)
             stack.enter_context(journal)
             return self._train(loader, validate, journal, stack.enter_context(_stop_request()), about)

@@ -30,6 +30,7 @@ from medseg_totalseg.slices import Slices
 log = logging.getLogger(__name__)
 
 OVERLAP = 0.01  # share of the foreground in two structures, from which classes are not taken as exclusive
+IN_3D = frozenset({"unet3d"})  # networks of patches, which take strides
 DEFAULT_LOSS = {"softmax": "dice_balanced_ce", "sigmoid": "dice_bce"}
 
 
@@ -79,7 +80,7 @@ def complete(config: TotalsegConfig) -> TotalsegConfig:
     if widths is None:
         widths = inspect.signature(MODELS[config.net]).parameters["widths"].default
     if batch_size is None:
-        batch_size = BATCH_SIZE["patches" if config.net == "unet3d" else "slices"]
+        batch_size = BATCH_SIZE["patches" if config.net in IN_3D else "slices"]
     return dataclasses.replace(config, widths=widths, batch_size=batch_size)
 
 
@@ -89,7 +90,7 @@ def check(data: Path, config: TotalsegConfig) -> None:
     Raises:
         MedsegError: a slice or a patch that the network cannot take, a loss or a structure that does not exist.
     """
-    if config.net == "unet3d":
+    if config.net in IN_3D:
         with torch.device("meta"), torch.no_grad():  # the network's own words, and nothing is computed
             MODELS[config.net](1, 2, widths=config.widths)(torch.empty(1, 1, *config.patch))
     else:
@@ -124,6 +125,9 @@ def make_plan(cohort: Cohort, config: TotalsegConfig, splits: Path | None) -> Pl
     Args:
         config: complete.
         splits: a split file; None keeps the cohort's own split, and draws the rest.
+
+    Raises:
+        MedsegError: a loss that the head does not have, or no case to train on.
     """
     head = config.head
     if head == "auto":
@@ -139,7 +143,7 @@ def make_plan(cohort: Cohort, config: TotalsegConfig, splits: Path | None) -> Pl
     arguments: dict[str, Any] = {"in_channels": 1, "num_classes": len(channels), "widths": list(config.widths)}
     if config.deep_supervision:
         arguments["deep_supervision"] = True
-    if config.net == "unet3d":
+    if config.net in IN_3D:
         arguments["strides"] = strides_for(cohort.spacing_mm, len(config.widths) - 1)
         extent: dict[str, Any] = {"patch": list(config.patch)}
     else:
@@ -158,7 +162,10 @@ def make_plan(cohort: Cohort, config: TotalsegConfig, splits: Path | None) -> Pl
         if config.percentiles
         else {"window_hu": list(config.window_hu)},
     )
-    return Plan(cohort, config, tuple(_split(cohort, config, splits)), card, loss)
+    cases = tuple(_split(cohort, config, splits))
+    if not any(case.split == "train" for case in cases):
+        raise MedsegError(f"no case of {cohort.folder} is in the training split; put some there with --splits")
+    return Plan(cohort, config, cases, card, loss)
 
 
 def strides_for(spacing_mm: Sequence[float], num: int) -> list[list[int]]:

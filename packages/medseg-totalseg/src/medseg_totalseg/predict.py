@@ -194,7 +194,7 @@ def _stages(predictor: Predictor, out: Path) -> Stages:
         scan, seconds = loaded
         begun = time.monotonic()
         answer = predictor.infer_with_uncertainty(scan) if predictor.config.uncertainty else predictor.infer(scan)
-        return answer, replace(scan, there=scan.there[:0]), seconds + time.monotonic() - begun
+        return answer, replace(scan, there=np.empty((0, 0, 0), np.float32)), seconds + time.monotonic() - begun
 
     def write(case: Case, computed: tuple[np.ndarray, Scan, float]) -> Mapping[str, Any]:
         answer, scan, seconds = computed
@@ -224,6 +224,10 @@ def _common_card(cards: Sequence[Card], runs: Sequence[Path]) -> Card:
     for card, run in zip(cards, runs, strict=True):
         if card.package != "medseg-totalseg":
             raise MedsegError(f"{run} holds weights of {card.package}, not of medseg-totalseg; give a run of `train`")
+        known = card.grid.keys()
+        if not ({"orientation", "spacing_mm"} <= known and {"size", "patch"} & known and card.intensity):
+            told = f"{run} does not say on which grid and intensities it was trained"
+            raise MedsegError(f"{told}; import it again with --card, which names orientation, spacing_mm, size, window")
     first = _question(cards[0])
     for card, run in zip(cards, runs, strict=True):
         for what, answer in _question(card).items():

@@ -146,22 +146,27 @@ def _trainer(plan: Plan, run: RunFolder | None) -> Trainer:
 
 
 def _batch_dice(logits: Tensor, label: Tensor, head: str) -> Tensor:
-    """The mean Dice of the structures that the batch's label has; without any, 1 where nothing was predicted."""
-    num_classes = logits.shape[1]
+    """The mean Dice of the structures that the batch's label has; without any, 1 where nothing was predicted.
+
+    Nothing here waits for a GPU, as `bincount` would.
+    """
     if head == "softmax":
         mask = logits.argmax(1)
-        both, found, true = (
-            torch.bincount(ids.flatten(), minlength=num_classes)[1:].float()
-            for ids in (torch.where(mask == label, mask, 0), mask, label)
-        )
+        agreed = torch.where(mask == label, mask, 0)
+        both, found, true = (_counts(ids, logits.shape[1])[1:] for ids in (agreed, mask, label))
     else:
         mask, label = logits > 0, label.bool()
         axes = (0, *range(2, logits.ndim))
-        both, found, true = ((m).sum(axes).float() for m in (mask & label, mask, label))
+        both, found, true = (yes.sum(axes) for yes in (mask & label, mask, label))
     present = true > 0
-    if not present.any():
-        return (found.sum() == 0).float()
-    return (2 * both / (found + true).clamp(min=1))[present].mean()
+    dice = (2 * both / (found + true).clamp(min=1)).where(present, 0).sum() / present.sum().clamp(min=1)
+    return torch.where(present.any(), dice, (found.sum() == 0).float())
+
+
+def _counts(ids: Tensor, num: int) -> Tensor:
+    """(num,) how often each id from 0 on occurs."""
+    flat = ids.flatten()
+    return torch.zeros(num, dtype=torch.int64, device=ids.device).scatter_add_(0, flat, torch.ones_like(flat))
 
 
 def _save_sheet(samples: Slices | Patches, plan: Plan, path: Path, *, num: int) -> None:
