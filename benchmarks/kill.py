@@ -76,15 +76,17 @@ def compare(folder: Path, arguments: argparse.Namespace, *, workers: int) -> boo
                 continue
         child.communicate()
         break
-    digests = [
-        [hashlib.sha256((folder / run / f).read_bytes()).hexdigest() for f in FILES] for run in ("whole", "killed")
-    ]
-    equal = {name: a == b for name, a, b in zip(FILES, *digests, strict=True)}
+    equal = {name: digest(folder / "whole" / name) == digest(folder / "killed" / name) for name in FILES}
     steps = load_state(folder / "whole/last/state.safetensors")[1]["position"]["step"]
     print(f"{arguments.processes} processes, {workers} workers: {steps} updates in {whole:.0f} s, {len(struck)} kills")
     print(f"  steps saved when they struck: {' '.join(map(str, struck))}")
     print(f"  equal: {equal}", flush=True)
     return all(equal.values()) and len(struck) == arguments.kills and len(set(struck)) > 1
+
+
+def digest(file: Path) -> bytes:
+    """Of all its bytes."""
+    return hashlib.sha256(file.read_bytes()).digest()
 
 
 def start(run: Path, arguments: argparse.Namespace, *, workers: int) -> subprocess.Popen:
@@ -141,7 +143,7 @@ class NoisyStep:
         return {"loss": dice_ce(model(image), batch["label"])}
 
 
-def validate(model: nn.Module, at: At) -> Score:
+def validate(model: nn.Module, _: At) -> Score:
     """Minus the loss on fixed samples."""
     samples, device = Discs(), next(model.parameters()).device
     drawn = [samples[Draw(index, 0, index, 1)] for index in range(16)]

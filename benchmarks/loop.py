@@ -44,9 +44,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes a minute to begin")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
-    print(
-        f"{machine(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}"
-    )
+    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    print(f"{machine(device)}, {threads} threads, torch {torch.__version__}, load {load:.1f}")
     for widths in (WHOLE, SMALL):
         show(arguments, widths, measured(arguments, widths))
 
@@ -148,7 +147,7 @@ def trained(arguments: argparse.Namespace, widths: tuple[int, ...], **more: obje
     model = UNet2d(1, NUM_CLASSES, widths=widths)
     clock = Clock(torch.device(arguments.device), arguments.steps)
 
-    def step(model: nn.Module, batch: Batch, at: At) -> Mapping[str, Tensor]:
+    def step(model: nn.Module, batch: Batch, _: At) -> Mapping[str, Tensor]:
         clock.tick()
         return {"loss": dice_ce(model(batch["image"]), batch["label"])}
 

@@ -69,7 +69,7 @@ def gradient(name: str, batch_size: int, edge: int) -> np.ndarray:
     image = label[:, None] + torch.randn(batch_size, 1, *space, generator=drawn).double()
     config = TrainConfig(precision="fp32", device="cpu", batch_size=batch_size)
     card = Card(package="benchmark", version="0", model="net")
-    trainer = Trainer(net, lambda m, b, at: {"loss": dice_ce(m(b["image"]), b["label"])}, config=config, card=card)
+    trainer = Trainer(net, lambda m, b, _: {"loss": dice_ce(m(b["image"]), b["label"])}, config=config, card=card)
     kept = []
     trainer.optimizer.register_step_pre_hook(
         lambda *_: kept.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).numpy().copy())

@@ -81,6 +81,27 @@ def test_a_run_that_broke_off_and_went_on_ends_in_the_same_bytes(tmp_path, crash
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
 
 
+def test_a_network_laid_out_channels_last_goes_on_to_the_same_bytes(tmp_path):
+    class Pictures(Noise):
+        def __getitem__(self, draw):
+            super().__getitem__(draw)
+            return {"x": torch.from_numpy(draw.numpy().normal(size=(3, 8, 8))).float()}
+
+    def fit(path, *, at=None, resume=False):
+        settings = config(channels_last=True, ema=0.9)
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 3))
+        run = RunFolder.open(path, settings, resume=resume)
+        square = lambda model, batch, _: {"loss": model(batch["x"]).square().mean()}  # noqa: E731
+        Trainer(net, square, config=settings, card=CARD, run=run).fit(Pictures(at=at))
+
+    fit(tmp_path / "whole")
+    with pytest.raises(CrashError):
+        fit(tmp_path / "broken", at={15: crash})
+    fit(tmp_path / "broken", resume=True)
+    assert content(tmp_path / "broken") == content(tmp_path / "whole")
+
+
 def test_sigterm_finishes_the_update_saves_and_the_run_goes_on(tmp_path):
     settings = config()
     fit(tmp_path / "whole", settings)
