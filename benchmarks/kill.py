@@ -1,8 +1,9 @@
 """A training that is killed again and again ends in the bytes of one that never was.
 
-    python benchmarks/kill.py [--kills 20] [--workers 0,2] [--processes 1] [--seconds 90]
+    python benchmarks/kill.py [--kills 20] [--workers 0,2] [--processes 1] [--seconds 90] [--signal KILL]
 
-One run is left alone; another gets SIGKILL at random moments, with its state saved every second, and goes on each time.
+One run is left alone; another gets SIGKILL at random moments, with its state saved every second, and goes on each time;
+with --signal TERM it is asked to stop instead, which saves.
 Averaged weights, accumulation, clipping, augmentation, dropout and batch normalisation are on. The exit code is 1 where
 `best.safetensors`, `last/state.safetensors` or `metrics.jsonl` differ, or fewer kills struck than were asked for.
 """
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--workers", default="0,2", help="numbers of loader workers, each a run of its own")
     parser.add_argument("--processes", type=int, default=1, help="more than one are started by torchrun")
     parser.add_argument("--seconds", type=float, default=90.0, help="about how long a run without kills trains")
+    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
@@ -70,7 +72,7 @@ def compare(folder: Path, arguments: argparse.Namespace, *, workers: int) -> boo
         if len(struck) < arguments.kills and begins:
             time.sleep(moments.uniform(0, 1.2 * arguments.seconds / arguments.kills))
             if child.poll() is None:
-                os.killpg(child.pid, signal.SIGKILL)
+                strike(child.pid, arguments.signal)
                 child.communicate()
                 struck.append(load_state(folder / "killed/last/state.safetensors")[1]["position"]["step"])
                 continue
@@ -78,10 +80,19 @@ def compare(folder: Path, arguments: argparse.Namespace, *, workers: int) -> boo
         break
     equal = {name: digest(folder / "whole" / name) == digest(folder / "killed" / name) for name in FILES}
     steps = load_state(folder / "whole/last/state.safetensors")[1]["position"]["step"]
-    print(f"{arguments.processes} processes, {workers} workers: {steps} updates in {whole:.0f} s, {len(struck)} kills")
+    ran = f"{arguments.processes} processes, {workers} workers: {steps} updates in {whole:.0f} s"
+    print(f"{ran}, {len(struck)} times SIG{arguments.signal}")
     print(f"  steps saved when they struck: {' '.join(map(str, struck))}")
     print(f"  equal: {equal}", flush=True)
     return all(equal.values()) and len(struck) == arguments.kills and len(set(struck)) > 1
+
+
+def strike(pid: int, name: str) -> None:
+    """SIGKILL for all processes of a group; SIGTERM for the one that leads it, as a scheduler does."""
+    if name == "KILL":
+        os.killpg(pid, signal.SIGKILL)
+    else:
+        os.kill(pid, signal.SIGTERM)
 
 
 def digest(file: Path) -> bytes:

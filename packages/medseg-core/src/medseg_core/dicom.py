@@ -137,8 +137,10 @@ def _told(file: Path) -> Iterator[None]:
     """One clear line instead of what damaged bytes make pydicom and its decoders say."""
     try:
         yield
-    except (MedsegError, MemoryError):
+    except MedsegError:
         raise
+    except MemoryError:  # pydicom makes room for what a value says of its length
+        raise MedsegError(f"{file} is damaged, or larger than memory; copy or export it again") from None
     except OSError as error:
         raise MedsegError(f"cannot read {file}: {error.strerror or error}") from None
     except Exception as error:  # there is none that they do not raise
@@ -224,13 +226,8 @@ def _header(file: Path, pixels: bool) -> "Dataset":
         import pydicom
     except ImportError:
         raise MedsegError(f"reading {file} needs pydicom; pip install 'medseg-core[dicom]'") from None
-    try:
-        with _told(file):
-            return pydicom.dcmread(file, specific_tags=_tags(), stop_before_pixels=not pixels, defer_size=DEFER)
-    except MemoryError:  # pydicom makes room for what a value says of its length; no header takes as much
-        raise MedsegError(
-            f"{file} is damaged: it promises a value longer than memory; copy or export it again"
-        ) from None
+    with _told(file):
+        return pydicom.dcmread(file, specific_tags=_tags(), stop_before_pixels=not pixels, defer_size=DEFER)
 
 
 @cache

@@ -79,8 +79,8 @@ def infer(
         mirror: axes of S; the net's output is averaged over all combinations of flips along them.
         swap: channel -> channel, to be exchanged in a flip along `mirror[0]`, the axis from left to right.
         outside: the value of voxels outside the image, in the image's (normalised) units.
-        logits_gb: memory for logits; above it, windows come in smaller batches and then in tiles, down to the least that
-            they can do with. None: 2.5 on a CPU, as many as there are on a GPU.
+        logits_gb: memory for logits; above it, windows come in smaller batches and then in tiles, down to the least
+            that they can do with. None: 2.5 on a CPU, without limit on a GPU.
         what: words for a progress bar; none without.
 
     Returns:
@@ -110,7 +110,8 @@ def infer(
     with torch.inference_mode(), _memory_named(batch_size, plan.window):
         first = forward([(0,) * len(window)])
         num_classes = first.shape[1]
-        limit = logits_gb or (LOGITS_GB if place.type == "cpu" else math.inf)
+        most = LOGITS_GB if place.type == "cpu" else math.inf
+        limit = most if logits_gb is None else logits_gb
         plan = within(plan, first, limit_bytes=1e9 * limit, copies=3 if mirror else 1)
         steps = [(tile, batch) for tile in plan.tiles() for batch in tile.batches]
         for tile, group in itertools.groupby(track(steps, what) if what else steps, operator.itemgetter(0)):
