@@ -39,6 +39,7 @@ def main() -> None:
         work = given.work or Path(folder)
         medseg("phantom", "--out", work / "phantom", "--num-cases", 8, as_json=False)
         data = {"phantom": work / "phantom"} | ({"real": given.case} if given.case else {})
+        data = {name: cases for name, cases in data.items() if name in given.data.split(",")}
         for net in given.nets.split(","):
             for name, cases in data.items():
                 row = measure(net, name, cases, work / f"{net}-{name}", given)
@@ -49,6 +50,7 @@ def arguments() -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description="The networks of totalseg side by side.")
     parser.add_argument("--nets", default=",".join(NETS))
+    parser.add_argument("--data", default="phantom,real")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=60.0, help="of training, for each network and data")
     parser.add_argument("--epochs", type=int, help="instead of --seconds")

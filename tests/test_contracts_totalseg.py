@@ -41,7 +41,7 @@ app = App("medseg-core", "CT")
 
 @app.command()
 @flags(TotalsegConfig)
-def train(data: Path, config: TotalsegConfig, out: Out, resume: Resume = "") -> None:
+def train(data: Path, config: TotalsegConfig, out: Out, resume: Resume = False) -> None:
     """Learn from DATA."""
     totalseg_train(data, out, config, resume=bool(resume))
 

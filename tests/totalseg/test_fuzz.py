@@ -15,10 +15,13 @@ from tests.core import test_fuzz_weights as weights
 from tests.fuzzing import bounded, changed, clear
 from typer.testing import CliRunner
 
+from medseg_core.checkpoint import load_model, save_model
 from medseg_core.cli import app
 from medseg_core.config import as_dict, as_toml
+from medseg_core.errors import MedsegError
 from medseg_core.io import read_volume, write_volume
 from medseg_core.volume import Volume
+from medseg_totalseg.predict import Predictor
 from medseg_totalseg.prepare import prepare
 from medseg_totalseg.settings import PrepareConfig
 
@@ -176,3 +179,22 @@ def test_train_with_20_damaged_splits(shell, damaged, cache, tmp_path):
         flags = ("--size", 32, "--widths", "4,8", "--device", "cpu", "--dry-run")
         shell("totalseg", "train", cache, "--splits", damaged("split.json"), *flags, "--out", out, out=out)
     assert shell.both
+
+
+@pytest.mark.parametrize(
+    ("part", "values"),
+    [
+        ("grid", {"spacing_mm": "far"}),
+        ("grid", {"spacing_mm": 1.5}),
+        ("grid", {"orientation": "XYZ"}),
+        ("grid", {"size": 0}),
+        ("intensity", {"window_hu": [100.0, -100.0]}),
+        ("labels", {5: None}),
+    ],
+)
+def test_a_card_that_cannot_be_is_refused_before_any_scan_is_read(run, tmp_path, part, values):
+    net, card = load_model(run)
+    told = {name: value for name, value in {**getattr(card, part), **values}.items() if value is not None}
+    save_model(tmp_path / "w.safetensors", net, replace(card, **{part: told}))
+    with pytest.raises(MedsegError, match=r"the card of .*w\.safetensors cannot be: .* again"):
+        Predictor(tmp_path / "w.safetensors")

@@ -50,8 +50,9 @@ class Draw:
 class Samples(Protocol):
     """What a package trains on: a pure function of a draw.
 
-    It may also have `order(epoch, rng)`, the `len(self)` indices of an epoch (repeats are allowed: oversampling), and
-    `collate(list of samples)`, where stacking does not make the batch.
+    It may also have `order(epoch, rng)`, the `len(self)` indices of an epoch (repeats are allowed: oversampling),
+    `collate(list of samples)`, where stacking does not make the batch, and `identity`, a text that is another one for
+    other cases: a run goes on with its own alone.
     """
 
     def __len__(self) -> int: ...

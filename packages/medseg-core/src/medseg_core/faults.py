@@ -1,8 +1,10 @@
 """What goes wrong in a training, said with what is needed to mend it."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -45,6 +47,33 @@ def memory_named(config: TrainConfig, *, step: int) -> Iterator[None]:
         if config.precision == "fp32":
             fix += ", or --precision bf16"
         raise MedsegError(f"out of memory at step {step} with batch_size {size}; {fix}") from None
+
+
+def refuse_other_state(start: Path, saved: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Raises a MedsegError where `start`, which holds `saved`, is no state, or one of other data or arithmetic."""
+    if "position" not in saved:
+        raise MedsegError(f"{start} holds weights to predict with; go on from RUN/last or RUN/checkpoints/epoch_NNNN")
+    for name in ("samples", "precision"):
+        if saved.get(name) != about[name]:
+            raise MedsegError(f"{start} was saved with {name} {saved.get(name)}, not {about[name]}; use the same")
+    if about["data"] and saved.get("data") not in (None, about["data"]):
+        raise MedsegError(
+            f"{start} was saved with other cases, or another split of them; give the same data and --splits, or"
+            " another --out without --resume"
+        )
+
+
+@contextmanager
+def misfit_named(start: Path) -> Iterator[None]:
+    """Turns what a state of another network or of another version raises into an error that names its file."""
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise MedsegError(
+            f"{start} does not fit the network of these settings and this version ({told:.120});"
+            " begin another run with another --out"
+        ) from None
 
 
 def tell_batch_norm(model: nn.Module, config: TrainConfig) -> None:

@@ -104,7 +104,7 @@ def flags(cls: type) -> Callable[[Callable], Callable]:
     """Replaces the parameter annotated with `cls` by one flag per setting, plus `--config FILE` and `--print-config`.
 
     Flags, file and code pass one `config.resolve`, so they get the same bounds and messages; a flag that is not given
-    never hides what the file says.
+    never hides what the file says. A text option whose default is False, `resume: Resume = False`, is "" when left out.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -121,7 +121,7 @@ def flags(cls: type) -> Callable[[Callable], Callable]:
             return function(**values, **{name: config})
 
         own = [
-            p.replace(annotation=hints[p.name])
+            p.replace(annotation=hints[p.name], default=_default(p, hints[p.name]))
             for p in inspect.signature(function).parameters.values()
             if p.name != name
         ]
@@ -190,6 +190,10 @@ def _option(field: dataclasses.Field, hint: Any, panel: str) -> inspect.Paramete
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 
+def _default(parameter: inspect.Parameter, hint: Any) -> Any:
+    return "" if hint == Resume and parameter.default is False else parameter.default
+
+
 def _keyword(parameter: inspect.Parameter) -> inspect.Parameter:
     return parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
 
@@ -206,7 +210,9 @@ def _with_resume_value(args: Sequence[str]) -> list[str]:
 
 
 def _is_state(text: str) -> bool:
-    return text.endswith(".safetensors") or (Path(text) / "state.safetensors").is_file()
+    """A state, the folder of one, or a run that holds one."""
+    states = (Path(text) / "state.safetensors", Path(text) / "last" / "state.safetensors")
+    return text.endswith(".safetensors") or any(state.is_file() for state in states)
 
 
 def _version(distribution: str) -> Callable[[bool], None]:

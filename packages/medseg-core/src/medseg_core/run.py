@@ -14,8 +14,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -45,18 +45,29 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, path: Path, config: Any, *, resume: bool | str | Path = False, overwrite: bool = False
+        cls,
+        path: Path,
+        config: Any,
+        *,
+        resume: bool | str | Path = False,
+        overwrite: bool = False,
+        inputs: Sequence[Path | None] = (),
     ) -> "RunFolder":
         """Opens `path` for a run with these settings; of several processes the first does it for all.
 
         Args:
-            resume: True, or "last", goes on from the last state and begins where there is none; a path, from there.
-            overwrite: replaces what is there.
+            resume: True, or "last", goes on from the last state and begins where there is none; a path, from there. A
+                state of another run takes that run's logs along.
+            overwrite: replaces the run that is there.
+            inputs: files and folders that the run reads; a run that holds one of them is not replaced.
 
         Raises:
             MedsegError: the folder holds a run and neither flag is given, something else lies there, a process trains
-                there, or the settings of the run differ in more than what may change.
+                there, or the settings of the run, or of the one that the state is from, differ in more than what may
+                change.
         """
+        if overwrite:
+            from_first(lambda: _spare(Path(path), inputs))
         told = from_first(lambda: _opened(Path(path), config, resume=resume, overwrite=overwrite))
         return cls(Path(path), Path(told) if told else None)
 
@@ -233,16 +244,26 @@ def _opened(path: Path, config: Any, *, resume: bool | str | Path, overwrite: bo
         start = last if last.is_file() else None
     if start and not resume:
         raise MedsegError(f"{path} holds a run; add --resume to go on with it, or --overwrite to replace it")
-    if start:
-        _refuse_other_settings(path, config)
-    elif path.exists() and any(path.iterdir()) and not (path / SETTINGS).is_file():
-        raise MedsegError(f"{path} is not empty and holds no run; choose another folder, or add --overwrite")
+    origin = _run_of(start) if start else None
+    other = origin if origin != path.resolve() else None
+    if other and last.is_file():
+        raise MedsegError(f"{path} holds a run, and {start} is of another one; choose another --out")
+    if path.exists() and any(path.iterdir()) and not (_holds_run(path) or (origin and not other)):
+        raise MedsegError(f"{path} is not empty and holds no run; choose another folder")
+    for run in (path, other) if start else ():
+        if run:
+            _refuse_other_settings(run, config)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MedsegError(f"cannot make the run folder {path}: {error.strerror}") from None
-    write_text(path / SETTINGS, json.dumps(as_dict(config), indent=2) + "\n")
+    if other:
+        for log_file in (other / name for name in (METRICS, TIMINGS, LOG)):
+            if log_file.is_file():
+                with replacing(path / log_file.name) as beside:
+                    shutil.copyfile(log_file, beside)
     write_text(path / CIRCUMSTANCES, json.dumps(_circumstances(path, config, goes_on=bool(start)), indent=2) + "\n")
+    write_text(path / SETTINGS, json.dumps(as_dict(config), indent=2) + "\n")
     return str(start) if start else None
 
 
@@ -252,10 +273,23 @@ def _epoch_of(line: bytes) -> int:
 
 
 def _state_file(path: Path) -> Path:
-    file = path / "state.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise MedsegError(f"no saved state at {file}; kept checkpoints are RUN/checkpoints/epoch_NNNN")
-    return file
+    for file in (path / "state.safetensors", path / "last" / "state.safetensors") if path.is_dir() else (path,):
+        if file.is_file():
+            return file
+    raise MedsegError(f"no saved state at {path}; kept checkpoints are RUN/checkpoints/epoch_NNNN")
+
+
+def _run_of(state: Path) -> Path | None:
+    """The run folder that a saved state lies in."""
+    return next((folder for folder in state.resolve().parents[:3] if (folder / SETTINGS).is_file()), None)
+
+
+def _holds_run(path: Path) -> bool:
+    """Whether a training began here; other programs have a config.json too."""
+    with suppress(MedsegError):
+        if {"started", "versions"} <= read_json(path / CIRCUMSTANCES).keys():
+            return True
+    return (path / "last" / "state.safetensors").is_file()
 
 
 def _refuse_other_settings(path: Path, config: Any) -> None:
@@ -270,10 +304,24 @@ def _refuse_other_settings(path: Path, config: Any) -> None:
             )
 
 
+def _spare(path: Path, inputs: Sequence[Path | None]) -> None:
+    for file in inputs:
+        if file and Path(file).resolve().is_relative_to(path.resolve()):
+            raise MedsegError(f"--overwrite would remove {file}, which the run reads; choose another --out")
+
+
 def _remove(path: Path) -> None:
-    if any(path.iterdir()) and not (path / SETTINGS).is_file():
+    """What is in the folder goes; the folder itself stays, as it may be a link or a disk."""
+    if any(path.iterdir()) and not _holds_run(path):
         raise MedsegError(f"{path} holds no run, so --overwrite leaves it alone; choose another folder")
-    shutil.rmtree(path)
+    try:
+        for inside in path.iterdir():
+            if inside.is_dir() and not inside.is_symlink():
+                shutil.rmtree(inside)
+            else:
+                inside.unlink()
+    except OSError as error:
+        raise MedsegError(f"cannot replace {path}: {error.strerror} ({error.filename}); choose another --out") from None
 
 
 def _circumstances(path: Path, config: Any, *, goes_on: bool) -> dict[str, Any]:

@@ -47,17 +47,12 @@ def run_stages(todo: Sequence[Case], stages: Stages, tell: Tell) -> Iterator[Cas
         while reading is not None:
             case, loading = reading
             loaded = loading.result()
-            reading = loading = None  # lets go of the volume, before another one is read
             reading = _next(ahead, stages, waiting)
             result = _or_error(stages.compute, case, loaded)
-            loaded = None
-            before, writing = writing, None
+            before, writing = writing, behind.submit(_write, stages, case, result, tell)
+            del loading, loaded, result  # what is done is let go while the next case is worked on
             if before is not None:
-                before.exception()  # waits: one result at most lies waiting
-            writing = behind.submit(_write, stages, case, result, tell)
-            result = None
-            if before is not None:
-                before.result()
+                before.result()  # waits: one result is written at a time, and none queues up
             yield case
         if writing is not None:
             writing.result()

@@ -27,7 +27,7 @@ from medseg_core.distributed import gather, place
 from medseg_core.draw import Batch, Samples
 from medseg_core.engine import Engine, Told
 from medseg_core.errors import MedsegError
-from medseg_core.faults import memory_named, not_finite, tell_batch_norm
+from medseg_core.faults import memory_named, misfit_named, not_finite, refuse_other_state, tell_batch_norm
 from medseg_core.journal import Journal
 from medseg_core.loader import Loader, Part
 from medseg_core.parallel import agree
@@ -140,6 +140,7 @@ class Trainer:
         self.total_steps = -(-loader.num_batches // self.config.accumulate) * self.config.epochs
         about = {
             "samples": len(samples),
+            "data": getattr(samples, "identity", None),
             "precision": self.precision,
             "processes": place()[1],
             "threads": torch.get_num_threads(),
@@ -331,21 +332,20 @@ class Trainer:
         if not (self.run and self.run.start):
             return
         parts, saved = load_state(self.run.start)
-        for name in ("samples", "precision"):
-            if saved[name] != about[name]:
-                raise MedsegError(
-                    f"{self.run.start} was saved with {name} {saved[name]}, not {about[name]}; use the same"
-                )
+        refuse_other_state(self.run.start, saved, about)
         rank, size = place()
         if saved.get("processes", 1) != size:
             log.warning("begun with %d processes, goes on with %d: not to the same bits", saved["processes"], size)
-        torch.set_num_threads(saved["threads"])
-        about["threads"] = saved["threads"]
-        self.engine.restore(parts)
-        self.engine.scaler.load_state_dict(saved["scaler"])
-        self.position = Position(**saved["position"])
-        ranks = saved["ranks"] if len(saved["ranks"]) == size else [_added(saved["ranks"]), *[({}, 0)] * (size - 1)]
-        self.position.sums, self.position.samples = ranks[rank]
+        with misfit_named(self.run.start):
+            torch.set_num_threads(saved["threads"])
+            about["threads"] = saved["threads"]
+            self.engine.restore(parts)
+            self.engine.scaler.load_state_dict(saved["scaler"])
+            self.position = Position(**saved["position"])
+            ranks = saved["ranks"] if len(saved["ranks"]) == size else [_added(saved["ranks"]), *[({}, 0)] * (size - 1)]
+            self.position.sums, self.position.samples = ranks[rank]
+        if not self.run.best.is_file():  # of a state from another run, or lost: the next validation is the best again
+            self.position.best = None
         if rank == 0:
             self.run.cut_logs(self.position.epoch)
         if self.position.reason == "finished" and self.position.epoch < self.config.epochs:

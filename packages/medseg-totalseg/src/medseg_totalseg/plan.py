@@ -1,7 +1,9 @@
 """What a training will do, decided from the cohort and the settings before anything is computed."""
 
 import dataclasses
+import hashlib
 import inspect
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,9 +66,23 @@ class Plan:
             "mirror": mirror_pairs(self.cohort.labels),
             "foreground": config.foreground,
         }
+        samples: Slices | Patches
         if self.kind == "slices":
-            return Slices(arrays, size=config.size, **options)
-        return Patches(arrays, patch=config.patch, per_case=config.patches_per_case, **options)
+            samples = Slices(arrays, size=config.size, **options)
+        else:
+            samples = Patches(arrays, patch=config.patch, per_case=config.patches_per_case, **options)
+        samples.identity = self.identity()
+        return samples
+
+    def identity(self) -> str:
+        """Another text for other cases to train and validate on, by grid and voxels per structure, or other roles."""
+        facts = [
+            (case.id, case.split, {name: about.get(name) for name in ("affine", "voxels", "labelled", "annotated")})
+            for case in sorted(self.cases, key=lambda case: case.id)
+            if case.split in ("train", "val")
+            for about in (Arrays(case.files["arrays"]).about,)
+        ]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def network(self) -> torch.nn.Module:
         """The network at its start, the same for equal seeds."""

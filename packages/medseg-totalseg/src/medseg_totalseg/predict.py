@@ -26,7 +26,7 @@ from medseg_totalseg.inference import infer_volume, mirror_channels
 from medseg_totalseg.labels import select, write_label_files
 from medseg_totalseg.models import MODELS
 from medseg_totalseg.settings import PredictConfig
-from medseg_totalseg.slices import normalise
+from medseg_totalseg.slices import limits_of, normalise
 
 
 @dataclass(frozen=True)
@@ -228,12 +228,31 @@ def _common_card(cards: Sequence[Card], runs: Sequence[Path]) -> Card:
         if not ({"orientation", "spacing_mm"} <= known and {"size", "patch"} & known and card.intensity):
             told = f"{run} does not say on which grid and intensities it was trained"
             raise MedsegError(f"{told}; import it again with --card, which names orientation, spacing_mm, size, window")
+        _check_values(card, run)
     first = _question(cards[0])
     for card, run in zip(cards, runs, strict=True):
         for what, answer in _question(card).items():
             if answer != first[what]:
                 raise MedsegError(f"{run} and {runs[0]} differ in {what}; an ensemble needs runs on the same data")
     return cards[0]
+
+
+def _check_values(card: Card, run: Path) -> None:
+    """What a damaged card, or one written by hand, would else break at the first scan or at the last line."""
+    grid, edges = card.grid, card.grid.get("patch") or [card.grid.get("size")]
+    try:
+        Grid((1, 1, 1), np.eye(4)).oriented(grid["orientation"], tuple(float(mm) for mm in grid["spacing_mm"]))
+        limits_of(np.zeros((1, 1, 1), np.int16), card.intensity)
+        whole = all(isinstance(n, int) and n > 0 for n in (*edges, *card.arguments["widths"]))
+        reason = "" if whole and len(edges) in (1, 3) else "an edge or a width is no whole number above 0"
+        if unnamed := sorted(set(card.channels) - card.labels.keys() - {0}):
+            reason = f"label {unnamed[0]} has no name"
+    except MedsegError as error:
+        reason = str(error)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        reason = f"a value is missing or of another type ({error})"
+    if reason:
+        raise MedsegError(f"the card of {run} cannot be: {reason}; it was damaged, or import it again with --card")
 
 
 def _question(card: Card) -> dict[str, Any]:

@@ -44,6 +44,8 @@ def limits_of(image: np.ndarray, intensity: Mapping[str, Any]) -> tuple[float, f
 class CohortSamples:
     """What samples of slices and of patches have in common: see `Slices` for the arguments and for what comes out."""
 
+    identity = ""  # of the whole plan, set by it
+
     def __init__(
         self,
         cases: Sequence[Arrays],

@@ -51,7 +51,7 @@ def train(
     """
     config = complete(config)
     check(data, config)
-    run = RunFolder.open(out, config, resume=resume, overwrite=overwrite)
+    run = RunFolder.open(out, config, resume=resume, overwrite=overwrite, inputs=(data, splits))
     with run.held():  # from here on: to prepare scans may take long
         plan = make_plan(cohort_of(data, run.path, config), config, splits)
         samples, held_out = plan.samples("train"), plan.arrays("val")
