@@ -64,6 +64,16 @@ def test_resume_stands_alone_or_takes_a_checkpoint(flag):
     )
 
 
+def test_resume_takes_a_run_folder_that_holds_a_state_and_no_other_folder(tmp_path):
+    for name in ("run/last", "DATA"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "run" / "last" / "state.safetensors").touch()
+    assert call("train", "D", "--resume", tmp_path / "run", "--out", "O").exit_code == 0
+    assert seen["resume"] == str(tmp_path / "run")
+    assert call("train", "--resume", tmp_path / "DATA", "--out", "O").exit_code == 0
+    assert (seen["resume"], seen["data"]) == ("last", tmp_path / "DATA")
+
+
 @pytest.mark.parametrize(("words", "out"), [((), None), (("--out", "mine"), Path("mine"))])
 def test_a_run_may_be_left_to_name_itself(words, out):
     assert call("fit", *words).exit_code == 0

@@ -67,7 +67,7 @@ def test_a_run_that_goes_on_keeps_the_date_of_its_beginning(tmp_path):
     about = json.loads(file.read_text())
     assert "resumed" not in about
     file.write_text(json.dumps({**about, "started": "2020-02-02T02:02:02+0000"}))
-    RunFolder.open(tmp_path / "run", CONFIG, resume=True)
+    RunFolder.open(tmp_path / "run", CONFIG, resume=True).record(CONFIG)
     again = json.loads(file.read_text())
     assert again["started"] == "2020-02-02T02:02:02+0000"
     assert again["resumed"] >= about["started"]

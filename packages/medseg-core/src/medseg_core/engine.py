@@ -137,13 +137,14 @@ class Told:
     @classmethod
     def of(cls, said: Sequence[Mapping[str, Tensor]], parts: Sequence[Part], *, step: int, lr: float) -> "Told":
         """Sends the numbers on their way."""
-        names = tuple(said[0])
-        values = torch.stack([torch.stack([numbers[name].detach().double() for name in names]) for numbers in said])
-        if values.device.type != "cuda":
+        names, device = tuple(said[0]), said[0]["loss"].device
+        rows = [[numbers[name].detach().to(device, torch.float64) for name in names] for numbers in said]
+        values = torch.stack([torch.stack(row) for row in rows])
+        if device.type != "cuda":
             return cls(names, values.cpu(), None, parts, step, lr)
         landed, arrived = torch.empty(values.shape, dtype=values.dtype, pin_memory=True), torch.cuda.Event()
         landed.copy_(values, non_blocking=True)
-        arrived.record(torch.cuda.current_stream(values.device))
+        arrived.record(torch.cuda.current_stream(device))
         return cls(names, landed, arrived, parts, step, lr)
 
     def sums(self) -> tuple[dict[str, float], int]:

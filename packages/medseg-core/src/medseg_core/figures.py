@@ -4,6 +4,7 @@ Every function returns a matplotlib `Figure` that no global state knows (no pypl
 Names of cases and structures are printed as they are: a `$` starts no formula.
 """
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from medseg_core.colours import colour_of, colour_table
+from medseg_core.errors import MedsegError
 from medseg_core.io import replacing
+
+log = logging.getLogger(__name__)
 
 CT_WINDOW_HU = (-160.0, 240.0)
 INK, MUTED, GRID, ACCENT, WARN = "#1f2933", "#66727f", "#e4e8ec", "#2f6f9f", "#c2571a"
@@ -32,6 +36,14 @@ def save(figure: Figure, path: Path, *, dpi: int = 140) -> Path:
     with replacing(Path(path)) as beside:
         figure.savefig(beside, dpi=dpi)
     return Path(path)
+
+
+def save_if_possible(figure: Figure, path: Path, *, dpi: int = 140) -> None:
+    """As `save`; but a picture beside other work is not worth that work, so a disk that refuses costs a warning."""
+    try:
+        save(figure, path, dpi=dpi)
+    except MedsegError as error:
+        log.warning("%s", error)
 
 
 def detection(rows: Sequence[Mapping[str, Any]], *, measure: str = "dice") -> Figure:

@@ -77,7 +77,7 @@ class Journal:
         assert self.run is not None
         history = read_history(self.run.path)
         if history:
-            figures.save(figures.curves(history), self.run.path / "curves.png")
+            figures.save_if_possible(figures.curves(history), self.run.path / "curves.png")
         self.drawn = time.monotonic()
 
 

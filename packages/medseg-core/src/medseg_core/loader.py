@@ -1,5 +1,6 @@
 """The batches of an epoch, the same for any number of loader workers, from any place in the epoch."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,7 @@ class Loader:
             collate_fn=getattr(samples, "collate", default_collate),
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_stopping_to_the_parent,
             multiprocessing_context="forkserver" if workers else None,  # a fork after torch has worked hangs
             pin_memory=pin,  # no timeout: with one, a worker that died is missed until it has passed
         )
@@ -78,6 +80,11 @@ class Loader:
                 f"a loader worker is gone ({reason}); memory may have run out: lower --num-workers"
                 f" (now {self.config.num_workers}), 0 loads in the main process"
             ) from None
+
+
+def _leave_stopping_to_the_parent(_: int) -> None:
+    """A terminal's Ctrl-C reaches the workers too; the parent still needs the samples of the update under way."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Draws:

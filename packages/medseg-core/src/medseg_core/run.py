@@ -81,6 +81,10 @@ class RunFolder:
         """The one file a run goes on from."""
         return self.path / "last" / "state.safetensors"
 
+    def record(self, config: Any) -> None:
+        """Writes down that the run goes on, and with which settings: once nothing speaks against it any more."""
+        _record(self.path, config, goes_on=True)
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """This process trains here until the block ends; the system itself lets go for a process that was killed.
@@ -238,33 +242,58 @@ def _opened(path: Path, config: Any, *, resume: bool | str | Path, overwrite: bo
     if overwrite and path.exists():
         _remove(path)
     last = path / "last" / "state.safetensors"
-    if resume and not isinstance(resume, bool) and str(resume) != "last":
-        start = _state_file(Path(resume))
-    else:
-        start = last if last.is_file() else None
+    start = _start(path, resume)
     if start and not resume:
         raise MedsegError(f"{path} holds a run; add --resume to go on with it, or --overwrite to replace it")
     origin = _run_of(start) if start else None
-    other = origin if origin != path.resolve() else None
-    if other and last.is_file():
-        raise MedsegError(f"{path} holds a run, and {start} is of another one; choose another --out")
-    if path.exists() and any(path.iterdir()) and not (_holds_run(path) or (origin and not other)):
+    if origin != path.resolve() and path.exists() and any(path.iterdir()) and not _holds_run(path):
         raise MedsegError(f"{path} is not empty and holds no run; choose another folder")
-    for run in (path, other) if start else ():
-        if run:
-            _refuse_other_settings(run, config)
+    if start:
+        _refuse_other_settings(path, config)
+    if origin and origin != path.resolve():
+        if last.is_file():
+            raise MedsegError(f"{path} holds a run, and {start} is of another one; choose another --out")
+        _refuse_other_settings(origin, config)
+        _take_logs(origin, path)
+    _make(path)
+    if not (start and (path / SETTINGS).is_file()):
+        _record(path, config, goes_on=False)
+    return str(start) if start else None
+
+
+def _record(path: Path, config: Any, *, goes_on: bool) -> None:
+    write_text(path / CIRCUMSTANCES, json.dumps(_circumstances(path, config, goes_on=goes_on), indent=2) + "\n")
+    write_text(path / SETTINGS, json.dumps(as_dict(config), indent=2) + "\n")
+
+
+def _start(path: Path, resume: bool | str | Path) -> Path | None:
+    """The saved state that is meant; a run that lost its own is not begun anew because somebody asked to go on."""
+    if resume and not isinstance(resume, bool) and str(resume) != "last":
+        return _state_file(Path(resume))
+    last = path / "last" / "state.safetensors"
+    if last.is_file():
+        return last
+    kept = sorted(path.glob("checkpoints/epoch_*/state.safetensors"))
+    if resume and (kept or (path / "best.safetensors").is_file()):
+        fix = f"go on with --resume {kept[-1].parent}" if kept else "begin again with --overwrite"
+        raise MedsegError(f"{path} has lost its last/state.safetensors; {fix}")
+    return None
+
+
+def _make(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MedsegError(f"cannot make the run folder {path}: {error.strerror}") from None
-    if other:
-        for log_file in (other / name for name in (METRICS, TIMINGS, LOG)):
-            if log_file.is_file():
-                with replacing(path / log_file.name) as beside:
-                    shutil.copyfile(log_file, beside)
-    write_text(path / CIRCUMSTANCES, json.dumps(_circumstances(path, config, goes_on=bool(start)), indent=2) + "\n")
-    write_text(path / SETTINGS, json.dumps(as_dict(config), indent=2) + "\n")
-    return str(start) if start else None
+
+
+def _take_logs(origin: Path, path: Path) -> None:
+    """What the other run had logged, for `cut_logs` to cut."""
+    _make(path)
+    for log_file in (origin / name for name in (METRICS, TIMINGS, LOG)):
+        if log_file.is_file():
+            with replacing(path / log_file.name) as beside:
+                shutil.copyfile(log_file, beside)
 
 
 def _epoch_of(line: bytes) -> int:

@@ -348,6 +348,7 @@ class Trainer:
             self.position.best = None
         if rank == 0:
             self.run.cut_logs(self.position.epoch)
+            self.run.record(self.config)
         if self.position.reason == "finished" and self.position.epoch < self.config.epochs:
             self.position.reason = ""
 

@@ -85,6 +85,7 @@ def train(
         scores = {f"best_{name}": value for name, value in result.best.metrics.items()} if result.best else {}
         tell({"run": str(folder), "epochs": result.epochs, "ended": result.reason, **scores}, as_json=as_json)
     if result.reason == "stopped":
+        typer.echo(f"stopped; the same call with --resume --out {folder} goes on", err=True)
         raise typer.Exit(143)  # as the shell says of what SIGTERM ended
 
 
@@ -102,10 +103,12 @@ def predict(
 
     A folder is gone through with the model loaded once; finished cases are skipped, a bad one costs only itself.
     """
+    from medseg_core.distributed import place
     from medseg_totalseg.predict import predict_files
 
     outcome = predict_files(image, model, out, config, overwrite=overwrite)
-    tell(_counts(outcome), as_json=as_json)
+    if place()[0] == 0:  # of many processes one speaks
+        tell(_counts(outcome), as_json=as_json)
     tell_failures(outcome.failed)
 
 

@@ -77,7 +77,7 @@ class Plan:
     def identity(self) -> str:
         """Another text for other cases to train and validate on, by grid and voxels per structure, or other roles."""
         facts = [
-            (case.id, case.split, {name: about.get(name) for name in ("affine", "voxels", "labelled", "annotated")})
+            (case.id, case.split, about.get("affine"), [about.get("voxels", {}).get(str(i)) for i in self.card.labels])
             for case in sorted(self.cases, key=lambda case: case.id)
             if case.split in ("train", "val")
             for about in (Arrays(case.files["arrays"]).about,)

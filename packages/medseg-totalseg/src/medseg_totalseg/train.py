@@ -174,7 +174,7 @@ def _save_sheet(samples: Slices | Patches, plan: Plan, path: Path, *, num: int) 
     drawn = [samples[Draw(i * len(samples) // num, 0, i, plan.config.seed)] for i in range(min(num, len(samples)))]
     planes = [_plane(sample["image"][0].numpy(), _ids(sample["label"], plan.card)) for sample in drawn]
     images, labels = (np.stack([_upright(plane) for plane in kind]) for kind in zip(*planes, strict=True))
-    figures.save(figures.sheet(images, labels, plan.card.labels), path)
+    figures.save_if_possible(figures.sheet(images, labels, plan.card.labels), path)
 
 
 def _plane(image: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -77,7 +77,7 @@ class Validation:
             affine=np.diag([*self.plan.cohort.spacing_mm, 1.0]),
             title=f"{name}, epoch {at.epoch + 1}",
         )
-        figures.save(figure, self.pictures / f"epoch_{at.epoch + 1:04d}_{name}.png", dpi=80)
+        figures.save_if_possible(figure, self.pictures / f"epoch_{at.epoch + 1:04d}_{name}.png", dpi=80)
 
 
 def _known(case: Arrays, card: Card) -> list[int]:
