@@ -1,5 +1,6 @@
 """Which of many processes this one is, as torchrun tells it; work shared out, and what came of it put together."""
 
+import atexit
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -78,8 +79,17 @@ def connected() -> Iterator[None]:
     if not dist.is_initialized():
         own_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo", timeout=PATIENCE)
+        atexit.register(_disconnect)
     try:
         yield
     except RuntimeError as error:  # DistBackendError is one; gloo raises it bare
         line = str(error).strip().splitlines()[0]
         raise MedsegError(f"another process has ended, its own message says why ({line})") from None
+
+
+def _disconnect() -> None:
+    """Else the threads of the group now and then abort a process that was about to end well."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
