@@ -9,6 +9,7 @@ Averaged weights, accumulation, clipping, augmentation, dropout and batch normal
 """
 
 import argparse
+import difflib
 import hashlib
 import os
 import random
@@ -84,6 +85,9 @@ def compare(folder: Path, arguments: argparse.Namespace, *, workers: int) -> boo
     print(f"{ran}, {len(struck)} times SIG{arguments.signal}")
     print(f"  steps saved when they struck: {' '.join(map(str, struck))}")
     print(f"  equal: {equal}", flush=True)
+    if not equal["metrics.jsonl"]:
+        whole, killed = ((folder / run / "metrics.jsonl").read_text().splitlines() for run in ("whole", "killed"))
+        print("\n".join(difflib.unified_diff(whole, killed, "whole", "killed", lineterm="", n=0)), flush=True)
     return all(equal.values()) and len(struck) == arguments.kills and len(set(struck)) > 1
 
 

@@ -81,6 +81,15 @@ def test_a_run_that_broke_off_and_went_on_ends_in_the_same_bytes(tmp_path, crash
     assert content(tmp_path / "broken") == content(tmp_path / "whole")
 
 
+def test_a_run_that_broke_off_between_an_epoch_and_its_validation_ends_in_the_same_bytes(tmp_path):
+    settings = config(save_seconds=0.0, warmup=0.2)
+    fit(tmp_path / "whole", settings, validate=lambda model, at: Score(0.5))
+    with pytest.raises(CrashError):
+        fit(tmp_path / "broken", settings, validate=lambda model, at: crash())
+    fit(tmp_path / "broken", settings, validate=lambda model, at: Score(0.5), resume=True)
+    assert content(tmp_path / "broken") == content(tmp_path / "whole")
+
+
 def test_a_network_laid_out_channels_last_goes_on_to_the_same_bytes(tmp_path):
     class Pictures(Noise):
         def __getitem__(self, draw):

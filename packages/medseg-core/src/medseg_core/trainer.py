@@ -247,6 +247,7 @@ class Trainer:
         position, config = self.position, self.config
         self._settle()
         self._agreed()
+        self.engine.set_lr((position.step - 1) / self.total_steps, position.reductions)  # a resumed run may not know it
         sums, samples = _added(gather([position.sums, position.samples]))
         row = {f"train_{name}": total / samples for name, total in sums.items()}
         last = position.epoch + 1 == config.epochs
