@@ -9,6 +9,7 @@ Averaged weights, accumulation, clipping, augmentation, dropout and batch normal
 """
 
 import argparse
+import contextlib
 import difflib
 import hashlib
 import os
@@ -92,11 +93,25 @@ def compare(folder: Path, arguments: argparse.Namespace, *, workers: int) -> boo
 
 
 def strike(pid: int, name: str) -> None:
-    """SIGKILL for all processes of a group; SIGTERM for the one that leads it, as a scheduler does."""
-    if name == "KILL":
-        os.killpg(pid, signal.SIGKILL)
-    else:
+    """SIGKILL for a process and all that come from it; SIGTERM for it alone, as a scheduler does."""
+    if name == "TERM":
         os.kill(pid, signal.SIGTERM)
+        return
+    for one in family(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+
+
+def family(pid: int) -> list[int]:
+    """A process and its descendants; torchrun gives each of its own a session, which no signal to a group reaches."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # gone by now
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
 
 
 def digest(file: Path) -> bytes:
