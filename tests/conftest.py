@@ -35,6 +35,13 @@ def data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own in which the test works."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.fixture(scope="session")
 def device() -> str:
     """Where tensors live, $MEDSEG_TEST_DEVICE."""

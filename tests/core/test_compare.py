@@ -15,12 +15,6 @@ def call(*arguments):
     return CliRunner().invoke(app, ["runs", *map(str, arguments)])
 
 
-@pytest.fixture
-def inside(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_settings_that_differ_are_told_and_no_others():
     tables = [{"lr": 0.1, "epochs": 3, "widths": [1, 2]}, {"lr": 0.2, "epochs": 3, "widths": [1, 2], "new": None}]
     assert differences(tables) == {"lr": [0.1, 0.2], "new": ["-", None]}

@@ -28,12 +28,6 @@ def call(*arguments):
     return CliRunner().invoke(app, ["runs", *map(str, arguments)])
 
 
-@pytest.fixture
-def inside(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def test_a_run_without_out_is_called_by_command_date_and_time(inside):
     before = datetime.now().replace(microsecond=0)
     with run_path(None, "totalseg", "train") as path:

@@ -20,12 +20,6 @@ def cache(cohort, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def inside(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def train(cache, *arguments):
     return CliRunner().invoke(app, ["train", str(cache), *TINY, *arguments])
 

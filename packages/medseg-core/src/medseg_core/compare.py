@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from medseg_core.colours import colour_of
 from medseg_core.config import written
 from medseg_core.errors import MedsegError
-from medseg_core.figures import ACCENT, GRID, INK, MUTED, WARN, save
+from medseg_core.figures import ACCENT, INK, MUTED, WARN, plain, save
 from medseg_core.run import CIRCUMSTANCES, SETTINGS, read_history, read_json
 from medseg_core.runs import aligned, describe_run, is_run
 
@@ -134,13 +134,9 @@ def _draw(
 
 def _finish(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=10, color=INK, loc="left", parse_math=False)
-    axes.set_xlabel("epoch", fontsize=9, color=MUTED)
+    axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
-    axes.tick_params(length=0, labelsize=8.5, colors=MUTED)
-    axes.grid(visible=True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
+    plain(axes, grid="both")
     if not axes.lines:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "nothing logged", ha="center", color=MUTED, transform=axes.transAxes)

@@ -58,15 +58,16 @@ def repeatable(device: torch.device, *, wanted: bool) -> Iterator[None]:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats itself only with it
     cudnn, fill = torch.backends.cudnn, torch.utils.deterministic.fill_uninitialized_memory
-    before = cudnn.deterministic, cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    before = cudnn.deterministic, cudnn.benchmark
+    all_before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     cudnn.deterministic, cudnn.benchmark = wanted, not wanted
     torch.use_deterministic_algorithms(wanted, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        cudnn.deterministic, cudnn.benchmark = before[:2]
-        torch.use_deterministic_algorithms(before[2])
+        cudnn.deterministic, cudnn.benchmark = before
+        torch.use_deterministic_algorithms(all_before[0], warn_only=all_before[1])
         torch.utils.deterministic.fill_uninitialized_memory = fill
 
 

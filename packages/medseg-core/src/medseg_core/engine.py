@@ -149,22 +149,22 @@ class Told:
 
     def sums(self) -> tuple[dict[str, float], int]:
         """Each number added up over the samples that count, and how many these are; waits for the device."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
         num = [part.num for part in self.parts]
-        columns = zip(*self.values.tolist(), strict=True)
         sums = {
             name: math.fsum(value * n for value, n in zip(column, num, strict=True))
-            for name, column in zip(self.names, columns, strict=True)
+            for name, column in self._columns().items()
         }
         return sums, sum(num)
 
     def bad(self) -> tuple[Part, float] | None:
         """The first part whose loss is not finite, and that loss; waits for the device."""
+        losses = zip(self.parts, self._columns()["loss"], strict=True)
+        return next(((part, loss) for part, loss in losses if not math.isfinite(loss)), None)
+
+    def _columns(self) -> dict[str, tuple[float, ...]]:
         if self.arrived is not None:
             self.arrived.synchronize()
-        losses = self.values[:, self.names.index("loss")].tolist()
-        return next(((part, x) for part, x in zip(self.parts, losses, strict=True) if not math.isfinite(x)), None)
+        return dict(zip(self.names, zip(*self.values.tolist(), strict=True), strict=True))
 
 
 def _optimizer(config: TrainConfig, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:

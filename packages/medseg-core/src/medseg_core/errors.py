@@ -16,7 +16,12 @@ class MedsegError(Exception):
         message = super().__str__()
         if len(message) > LONGEST:
             message = f"{message[: LONGEST - 500]} ... {message[-400:]}"
-        return message if message.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        return printable(message)
+
+
+def printable(text: str) -> str:
+    """One line, whatever a file or its name held: what a terminal would obey is escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def meant(word: str, known: Iterable[str]) -> str:

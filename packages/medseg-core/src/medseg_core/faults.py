@@ -43,7 +43,7 @@ def memory_named(config: TrainConfig, *, step: int) -> Iterator[None]:
         size, parts = config.batch_size, config.accumulate
         fix = "take smaller samples"
         if size > place()[1]:
-            fix = f"take --batch-size {size // 2} --accumulate {parts * 2}, which learns the same, or smaller samples"
+            fix = f"take --batch-size {size // 2} --accumulate {parts * 2}, the same in two halves, or smaller samples"
         if config.precision == "fp32":
             fix += ", or --precision bf16"
         raise MedsegError(f"out of memory at step {step} with batch_size {size}; {fix}") from None

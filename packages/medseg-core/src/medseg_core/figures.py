@@ -60,7 +60,7 @@ def detection(rows: Sequence[Mapping[str, Any]], *, measure: str = "dice") -> Fi
     )
     axes.bar_label(bars, fmt="%.0f %%", padding=3, color=INK, fontsize=10)
     axes.set(ylim=(0, 112), yticks=range(0, 101, 25), ylabel="% of structures", xlabel=measure.capitalize())
-    _plain(axes)
+    plain(axes)
     return figure
 
 
@@ -79,7 +79,7 @@ def distributions(rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) ->
     for axes, measure in zip(panes, measures, strict=False):
         values = np.array([row.get(measure, math.nan) for row in rows], float)
         values = values[np.isfinite(values)]
-        _plain(axes)
+        plain(axes)
         told = f"n {len(values)}   median {np.median(values):.3g}" if len(values) else ""
         axes.set_title(f"{title_of(measure)}", fontsize=10, color=INK, loc="left", parse_math=False)
         axes.set_title(told, fontsize=8.5, color=MUTED, loc="right")
@@ -127,7 +127,7 @@ def ranking(
     axes.set_xlabel(f"mean {title_of(measure)}, line: 95 % interval over cases", fontsize=9, parse_math=False)
     if span == 1.0:
         axes.set_xticks(np.linspace(0, 1, 6))
-    _plain(axes, grid="x")
+    plain(axes, grid="x")
     if colours:
         keys = [Patch(color=colour, label=name) for name, colour in colours.items()]
         legend = figure.legend(handles=keys, loc="outside upper left", ncols=4, frameon=False, fontsize=8.5)
@@ -155,7 +155,7 @@ def differences(entries: Sequence[Mapping[str, Any]], *, measure: str) -> Figure
     _literal(axes.get_yticklabels())
     axes.set_ylim(-0.7, len(bars) - 0.3)
     axes.set_xlabel(f"difference of {title_of(measure)}, line: 95 % interval over cases", fontsize=9, parse_math=False)
-    _plain(axes, grid="x")
+    plain(axes, grid="x")
     return figure
 
 
@@ -338,7 +338,7 @@ def _draw_series(axes: Axes, title: str, epochs: np.ndarray, lines: Mapping[str,
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
     elif lines:
         _literal(axes.legend(frameon=False, fontsize=8).get_texts())
-    _plain(axes, grid="both")
+    plain(axes, grid="both")
 
 
 def _bare(name: str) -> str:
@@ -368,7 +368,8 @@ def title_of(measure: str) -> str:
     return words.get(measure, measure.replace("_", " ").capitalize() if head or measure in VOXELWISE else measure)
 
 
-def _plain(axes: Axes, *, grid: str = "y") -> None:
+def plain(axes: Axes, *, grid: str = "y") -> None:
+    """How all axes look: lines of the grid ("x", "y" or "both") and nothing else around."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GRID)
     for axis in (axes.xaxis, axes.yaxis):

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from medseg_core.blend import Blend
 from medseg_core.budget import within
 from medseg_core.checkpoint import Card
-from medseg_core.device import autocast, choose_device, choose_precision
+from medseg_core.device import autocast, choose_device, choose_precision, is_out_of_memory
 from medseg_core.errors import MedsegError
 from medseg_core.memory import free_bytes
 from medseg_core.progress import track
@@ -325,10 +325,10 @@ def _check_shape(y_NKW: Tensor, x_NCW: Tensor) -> None:
 def _memory_named(batch_size: int, window: tuple[int, ...]) -> Iterator[None]:
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         now = f"batch_size (now {batch_size}) or window (now {window})"
         if isinstance(error, torch.OutOfMemoryError):
             raise MedsegError(f"the GPU ran out of memory; lower {now}, or take device cpu") from None
-        if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):  # torch has no class for it
-            raise MedsegError(f"this machine ran out of memory; lower {now}") from None
-        raise
+        raise MedsegError(f"this machine ran out of memory; lower {now}") from None

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError, safe_open
 
 from medseg_core.distributed import from_first, place
-from medseg_core.errors import MedsegError
+from medseg_core.errors import MedsegError, printable
 from medseg_core.run import CIRCUMSTANCES, METRICS, SETTINGS, is_held, read_history, read_json
 
 T = TypeVar("T")
@@ -140,14 +140,14 @@ def run_table(runs: Sequence[Mapping[str, Any]], *, width: int = 0) -> str:
     if not width or max(map(len, aligned(columns, right=right))) + COMMAND_WIDTH <= width:
         columns["command"] = [run["command"] or "-" for run in runs]
     lines = aligned(columns, right=right, width=width)
-    return "\n".join([*lines, *(f"{run['name']}: {_shown(reason)}" for run in runs for reason in run["why"])])
+    return "\n".join([*lines, *(f"{run['name']}: {printable(reason)}" for run in runs for reason in run["why"])])
 
 
 def aligned(columns: Mapping[str, Sequence[str]], *, right: Sequence[str] = (), width: int = 0) -> list[str]:
     """Columns under their titles, as lines that end at `width`, 0 for no bound."""
     padded = []
     for title, texts in columns.items():
-        cells = [_shown(text) for text in (title, *texts)]
+        cells = [printable(text) for text in (title, *texts)]
         widest = max(map(len, cells))
         padded.append([cell.rjust(widest) if title in right else cell.ljust(widest) for cell in cells])
     lines = ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
@@ -157,7 +157,7 @@ def aligned(columns: Mapping[str, Sequence[str]], *, right: Sequence[str] = (), 
 def others_line(names: Sequence[str]) -> str:
     """The folders that hold no run, named on one line."""
     more = f" and {len(names) - NUM_NAMES} more" if len(names) > NUM_NAMES else ""
-    return f"no run: {', '.join(map(_shown, names[:NUM_NAMES]))}{more}"
+    return f"no run: {', '.join(map(printable, names[:NUM_NAMES]))}{more}"
 
 
 def _chosen(command: str, resume: str) -> Path:
@@ -269,8 +269,3 @@ def _duration(seconds: float) -> str:
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _shown(text: str) -> str:
-    """One line, whatever a folder was called: what a terminal would obey is escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

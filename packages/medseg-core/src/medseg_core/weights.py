@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from medseg_core.checkpoint import Card, build, card_of, read_header, registered
-from medseg_core.errors import MedsegError
+from medseg_core.errors import MedsegError, printable
 from medseg_core.screen import size_text
 
 STATE = "state.safetensors"
@@ -48,8 +48,7 @@ def checkpoint_screen(facts: Mapping[str, Any]) -> str:
     """The facts in lines of about 100 columns."""
     lines = [facts["path"]]
     for name, text in _state_lines(facts) if facts["kind"] == "state" else _weights_lines(facts):
-        text = "".join(c if c.isprintable() else "?" for c in text)  # noqa: PLW2901 - a card may be anybody's
-        lines += textwrap.wrap(text, WIDTH, initial_indent=f"  {name:<12} ", subsequent_indent=" " * 15)
+        lines += textwrap.wrap(printable(text), WIDTH, initial_indent=f"  {name:<12} ", subsequent_indent=" " * 15)
     share = facts["bytes"] / max(facts["bytes_of_tensors"], 1) - 1
     lines.append(f"  {'size':<12} {size_text(facts['bytes'])}, {share:.2%} more than its {facts['tensors']} tensors")
     return "\n".join(lines)
