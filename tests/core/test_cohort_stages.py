@@ -244,7 +244,7 @@ def write(case, result):
 
 cases = [Case(id=f"c{n}", files={}) for n in range(6)]
 outcome = for_each(cases, Stages(read, compute, write), out=out, config={"size": 64})
-print(len(outcome.done), len(outcome.skipped), len(outcome.failed))
+sys.stdout.write(f"{len(outcome.done)} {len(outcome.skipped)} {len(outcome.failed)}\\n")  # at once: two processes write
 """
 
 

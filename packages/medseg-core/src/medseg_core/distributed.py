@@ -77,6 +77,9 @@ def connected() -> Iterator[None]:
     import torch.distributed as dist
 
     if not dist.is_initialized():
+        # Its functions have the group there is at its first import as a default, which would outlive `_disconnect`.
+        import torch.distributed.nn
+
         own_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo", timeout=PATIENCE)
         atexit.register(_disconnect)
@@ -88,7 +91,7 @@ def connected() -> Iterator[None]:
 
 
 def _disconnect() -> None:
-    """Else the threads of the group now and then abort a process that was about to end well."""
+    """Else threads of the group may still let go of tensors while Python ends, which aborts the process."""
     import torch.distributed as dist
 
     if dist.is_initialized():
