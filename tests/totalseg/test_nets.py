@@ -134,6 +134,19 @@ def test_a_window_is_a_whole_plane_and_with_patches_the_largest_patch():
     assert window_of([planes, small, large], (100, 100, 100)) == (32, 40, 16)
 
 
+@pytest.mark.parametrize(("edge", "at_once"), [(64, 8), (512, 2), (768, 1)])
+def test_planes_that_are_large_come_in_small_batches(edge, at_once):
+    """8 planes of 256 x 256 hold as many pixels as 2 of 512 x 512."""
+    seen = []
+
+    def net(x):
+        seen.append(len(x))
+        return x
+
+    infer_volume([net], np.zeros((edge, edge, 9), np.float32), [card_of({}, size=64)], reduce=lambda y: y[0].byte())
+    assert max(seen) == at_once
+
+
 PAIRED = {3: "kidney_left", 5: "liver", 9: "kidney_right"}
 
 

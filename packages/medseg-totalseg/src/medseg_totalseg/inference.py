@@ -4,6 +4,7 @@ Axes: N windows, C input channels, K classes, X Y Z the axes of a window.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from medseg_totalseg.labels import mirror_pairs, one_sided
 
 WHOLE = 768  # pixels of an edge; a larger plane is worked off in windows
 BATCH_SIZE = {"slices": 8, "patches": 2}
+PIXELS = 8 * 256**2  # of a batch of slices in prediction: larger planes come in smaller batches, which are as fast
 MIRROR_AXES = {"none": (), "left-right": (0,), "all": (0, 1, 2)}
 
 
@@ -36,7 +38,7 @@ def infer_volume(
         nets: in eval mode on their device.
         image: (X, Y, Z) normalised, on the cards' grid.
         cards: of the nets, in their order; alike in head and channels.
-        batch_size: windows per forward pass; None is `BATCH_SIZE`.
+        batch_size: windows per forward pass; None is `BATCH_SIZE`, and of slices no more than `PIXELS`.
         mirror: a key of `MIRROR_AXES`; the mean over all combinations of flips. Slices are not flipped along Z.
         more: see `medseg_core.infer.infer`.
 
@@ -48,12 +50,15 @@ def infer_volume(
     """
     kind = "patches" if any("patch" in card.grid for card in cards) else "slices"
     axes = MIRROR_AXES[mirror] if kind == "patches" else MIRROR_AXES[mirror][:2]
+    window = window_of(cards, image.shape)
+    if batch_size is None:
+        batch_size = BATCH_SIZE[kind] if kind == "patches" else min(BATCH_SIZE[kind], -(-PIXELS // math.prod(window)))
     return infer(
         mean_of([on_volumes(net, card) for net, card in zip(nets, cards, strict=True)], head=cards[0].head),
         image[None],
-        window=window_of(cards, image.shape),
+        window=window,
         reduce=reduce,
-        batch_size=batch_size or BATCH_SIZE[kind],
+        batch_size=batch_size,
         mirror=axes,
         swap=mirror_channels(cards[0]) if axes else {},
         **more,

@@ -68,7 +68,9 @@ class PredictConfig:
     format: Literal["multilabel", "masks"] = setting("multilabel", "One file of label ids, or a file per structure.")
     structures: tuple[str, ...] = setting((), "Write only these structures or groups: liver,vessels.")
     uncertainty: bool = setting(False, "Also write an entropy map, 0 sure to 1 undecided.")
-    batch_size: int | None = setting(None, "Samples per forward pass; none is 8 slices or 2 patches.", low=1)
+    batch_size: int | None = setting(
+        None, "Samples per forward pass; none is 8 slices of 256 px, fewer larger ones, or 2 patches.", low=1
+    )
     overlap: float = setting(0.5, "Overlap of patches, or of windows in a plane too large for one.", low=0, high=0.9)
     mirror: Literal["none", "left-right", "all"] = setting(
         "none",
