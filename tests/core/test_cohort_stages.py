@@ -251,7 +251,7 @@ sys.stdout.write(f"{len(outcome.done)} {len(outcome.skipped)} {len(outcome.faile
 def start(tmp_path, out, *, seconds=0.0, before=(sys.executable,)):
     (tmp_path / "work.py").write_text(SCRIPT)
     words = [*before, str(tmp_path / "work.py"), str(out), str(seconds)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def until_there(file, process):
@@ -276,7 +276,9 @@ def test_an_interrupted_cohort_leaves_whole_files_and_goes_on_to_the_same(tmp_pa
     process = start(tmp_path, out, seconds=0.2)
     until_there(out / "c1.nii.gz", process)
     process.send_signal(how)
-    assert process.wait(PATIENCE) != 0
+    said = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode != 0
+    assert said.count("the same call without --overwrite goes on") == (how != signal.SIGKILL)
     done = set(read_journal(out))
     assert "c0" in done
     assert len(done) < 6

@@ -64,6 +64,12 @@ def test_resume_stands_alone_or_takes_a_checkpoint(flag):
     )
 
 
+@pytest.mark.parametrize("path", ["last", "RUN/last", "RUN/checkpoints/epoch_0007"])
+def test_a_checkpoint_that_is_not_there_is_not_taken_for_data(path):
+    assert call("train", "D", "--resume", path, "--out", "O").exit_code == 0
+    assert (seen["resume"], seen["data"]) == (path, Path("D"))
+
+
 def test_resume_takes_a_run_folder_that_holds_a_state_and_no_other_folder(tmp_path):
     for name in ("run/last", "DATA"):
         (tmp_path / name).mkdir(parents=True)

@@ -148,6 +148,25 @@ def test_a_run_that_lost_its_state_is_not_begun_anew_by_resume(tmp_path):
     assert inside(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("cut", [0, 100, -1])
+def test_a_damaged_state_is_told_with_a_way_on_that_works(tmp_path, cut):
+    fit(tmp_path / "run", config(epochs=3))
+    last, (*_, older, newest) = tmp_path / "run/last", sorted((tmp_path / "run/checkpoints").iterdir())
+    for folder, way in ((last, newest), (newest, older)):
+        (folder / "state.safetensors").write_bytes((folder / "state.safetensors").read_bytes()[:cut])
+        with pytest.raises(MedsegError, match=f"not a readable .*; go on with --resume {way}$"):
+            fit(tmp_path / "run", config(epochs=3), resume=folder)
+    assert fit(tmp_path / "run", config(epochs=3), resume=older).epochs == 3
+
+
+def test_a_damaged_state_without_a_kept_one_is_begun_again(tmp_path):
+    fit(tmp_path / "run", config(save_every=0))
+    (tmp_path / "run/last/state.safetensors").write_bytes(b"")
+    with pytest.raises(MedsegError, match=r"begin again with --overwrite$"):
+        fit(tmp_path / "run", config(save_every=0), resume=True)
+    assert fit(tmp_path / "run", config(save_every=0), overwrite=True).epochs == 2
+
+
 def test_a_state_that_is_refused_leaves_the_run_as_it_was(tmp_path):
     fit(tmp_path / "run")
     before = inside(tmp_path / "run")

@@ -226,6 +226,15 @@ def test_a_score_that_is_no_number_is_no_score(tmp_path, value):
     assert call(tmp_path, "--json").exit_code == 0
 
 
+def test_a_link_to_a_run_beside_it_is_not_a_run_of_its_own(tmp_path):
+    make_run(tmp_path / "runs" / "b")
+    make_run(tmp_path / "elsewhere")
+    (tmp_path / "runs" / "a").symlink_to("b")
+    (tmp_path / "runs" / "c").symlink_to("../elsewhere")
+    paths = [run["path"] for run in find_runs(tmp_path / "runs")[0]]
+    assert paths == [str(tmp_path / "runs" / name) for name in "bc"]
+
+
 def test_runs_come_newest_first_whatever_their_time_zone(tmp_path):
     make_run(tmp_path / "a", started="2026-03-01T10:00:00+0000")
     make_run(tmp_path / "b", started="2026-03-01T10:30:00+0200")

@@ -197,6 +197,16 @@ def test_what_is_done_is_not_done_again(tmp_path):
     assert read_cohort(tmp_path / "cache").spacing_mm == (2.0, 3.0, 4.0)  # what was begun with holds
 
 
+@pytest.mark.parametrize("file", ["about.json", "image.npy"])
+def test_a_case_that_was_damaged_since_is_prepared_again(tmp_path, file):
+    for name in ("s1", "s2"):
+        put(tmp_path / "data" / name, liver=LIVER)
+    prepare(tmp_path / "data", tmp_path / "cache", PrepareConfig())
+    (tmp_path / "cache" / "s1" / file).write_text("{")
+    assert prepare(tmp_path / "data", tmp_path / "cache", PrepareConfig()).done == ("s1",)
+    assert len(read_cohort(tmp_path / "cache").cases) == 2
+
+
 def test_other_settings_are_refused(tmp_path):
     put(tmp_path / "data" / "s1", liver=LIVER)
     prepare(tmp_path / "data", tmp_path / "cache", PrepareConfig())
@@ -244,9 +254,12 @@ def test_what_is_no_cache_is_refused(tmp_path):
     (tmp_path / "dataset.json").write_text('{"format": 2}')
     with pytest.raises(MedsegError, match="newer medseg"):
         read_cohort(tmp_path)
-    (tmp_path / "dataset.json").write_text("[]")
-    with pytest.raises(MedsegError, match="damaged"):
-        read_cohort(tmp_path)
+    whole = {"format": 1, "labels": {"5": "liver"}, "spacing_mm": [1, 1, 1], "missing": "empty", "cases": []}
+    deep = "[" * 100_000
+    for content in ("[]", deep, *(json.dumps({**whole, name: 5}) for name in ("labels", "spacing_mm", "cases"))):
+        (tmp_path / "dataset.json").write_text(content)
+        with pytest.raises(MedsegError, match="damaged; prepare the cohort again, into a new folder"):
+            read_cohort(tmp_path)
 
 
 def test_a_cohort_without_any_mask_is_refused(tmp_path):

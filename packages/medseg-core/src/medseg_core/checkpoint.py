@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from medseg_core.errors import MedsegError, meant
 from medseg_core.io import replacing
+from medseg_core.runs import STATE, way_on
 
 FORMAT = 1
 KEY = "medseg"  # the file's one metadata key: several are written in random order
@@ -241,7 +242,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
+    except (OSError, MemoryError, safetensors.SafetensorError) as error:
         raise _unreadable(file, error) from None
 
 
@@ -255,7 +256,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
         with safetensors.safe_open(file, "pt") as content:
             shapes = {name: tuple(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
             fields = json.loads((content.metadata() or {})[KEY])
-    except (OSError, safetensors.SafetensorError, ValueError, RecursionError) as error:
+    except (OSError, MemoryError, safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise _unreadable(file, error) from None
     except KeyError:
         raise MedsegError(f"{file} has no medseg card; only weights that medseg wrote say what they are") from None
@@ -267,6 +268,8 @@ def read_header(file: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
 def _unreadable(file: Path, error: Exception) -> MedsegError:
     foreign = file.suffix in (".pth", ".pt", ".ckpt")
     fix = "take it over with `medseg checkpoint import`" if foreign else "give a run folder or its weights"
+    if file.name == Path(STATE).name:
+        fix = way_on(file)
     return MedsegError(f"{file} is not a readable safetensors file ({error}); {fix}")
 
 

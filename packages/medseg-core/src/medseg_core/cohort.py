@@ -85,9 +85,14 @@ def for_each(
     else:
         results = _in_turn(todo, work) if executor is None else _spread(todo, work, executor)
         steps = (tally.tell(case, answer) for case, answer in results)
-    with _terminable():
-        for _ in track(steps, "Cases", total=len(todo)):
-            pass
+    try:
+        with _terminable():
+            for _ in track(steps, "Cases", total=len(todo)):
+                pass
+    except (KeyboardInterrupt, SystemExit):
+        if rank == 0:
+            log.warning("stopped; the same call without --overwrite goes on")
+        raise
     parts = gather([tally.done, skipped, tally.failed])
     done, skipped = ([name for part in parts for name in part[kind]] for kind in (0, 1))
     return Outcome(tuple(done), tuple(skipped), {name: why for part in parts for name, why in part[2].items()})

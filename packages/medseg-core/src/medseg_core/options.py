@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import json
 import logging
+import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -210,9 +211,10 @@ def _with_resume_value(args: Sequence[str]) -> list[str]:
 
 
 def _is_state(text: str) -> bool:
-    """A state, the folder of one, or a run that holds one."""
+    """A state, the folder of one, a run that holds one, or what is named like them: a mistyped one is no DATA."""
     states = (Path(text) / "state.safetensors", Path(text) / "last" / "state.safetensors")
-    return text.endswith(".safetensors") or any(state.is_file() for state in states)
+    named = re.fullmatch(r"last|epoch_\d+|.*\.safetensors", Path(text).name)
+    return bool(named) or any(state.is_file() for state in states)
 
 
 def _version(distribution: str) -> Callable[[bool], None]:

@@ -84,7 +84,7 @@ class Bar:
 
 
 def _progress(console: Console, *, disable: bool = False) -> Progress:
-    """In Jupyter nothing is drawn from a second thread: now and then the kernel loses an answer over it, and hangs."""
+    """In Jupyter the thread that works draws too, so that a kernel has one thread to hear from."""
     return Progress(*_columns(), console=console, disable=disable, auto_refresh=not console.is_jupyter)
 
 

@@ -63,6 +63,8 @@ def run_path(out: Path | None, package: str, verb: str, *, resume: str = "") -> 
 def find_runs(folder: Path = RUNS) -> tuple[list[dict[str, Any]], list[str]]:
     """What `describe_run` says of each run in a folder, the newest first, and the names of folders that hold none.
 
+    A run that a link stands for too is told once.
+
     Raises:
         MedsegError: no such folder.
     """
@@ -72,7 +74,9 @@ def find_runs(folder: Path = RUNS) -> tuple[list[dict[str, Any]], list[str]]:
         raise MedsegError(
             f"there are no runs in {folder} ({error.strerror}); trainings without --out leave theirs in {RUNS}"
         ) from None
-    runs = [describe_run(path) for path in inside if is_run(path)]
+    links_first = sorted(inside, key=lambda path: not path.is_symlink())
+    once = {path.resolve(): path for path in links_first}
+    runs = [describe_run(path) for path in sorted(once.values()) if is_run(path)]
     return sorted(runs, key=_age, reverse=True), [path.name for path in inside if not is_run(path)]
 
 
@@ -120,6 +124,13 @@ def describe_run(path: Path) -> dict[str, Any]:
         "state": _state(path, epochs, planned, position.get("reason"), damaged=bool(why)),
         "why": why,
     }
+
+
+def way_on(state: Path) -> str:
+    """What is left where this saved state of a run cannot be read: the newest kept checkpoint, or to begin again."""
+    folders = state.parents[1:3]  # of RUN/last, and of RUN/checkpoints/epoch_NNNN
+    kept = sorted(file for run in folders for file in run.glob(f"checkpoints/epoch_*/{state.name}") if file != state)
+    return f"go on with --resume {kept[-1].parent}" if kept else "begin again with --overwrite"
 
 
 def run_table(runs: Sequence[Mapping[str, Any]], *, width: int = 0) -> str:
@@ -219,10 +230,8 @@ def _position(path: Path) -> dict[str, Any]:
             position = json.loads(content.metadata()["medseg"])["position"]
         if not isinstance(position["epoch"], int):
             raise TypeError
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise MedsegError(
-            f"{file} is damaged ({error or type(error).__name__}); go on from a kept checkpoint, or begin another run"
-        ) from None
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RecursionError, MemoryError) as error:
+        raise MedsegError(f"{file} is damaged ({error or type(error).__name__}); {way_on(file)}") from None
     return position
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from medseg_core.cases import Case
-from medseg_core.errors import MedsegError, meant
+from medseg_core.errors import MedsegError, meant, printable
 from medseg_core.io import case_name
 
 CT, MASKS, META = "ct.nii.gz", "segmentations", "meta.csv"
@@ -89,7 +89,9 @@ def _with_meta(cases: list[Case], meta: Path) -> list[Case]:
         told.append(replace(case, split=split, group=row.get("patient") or case.group))
     without = [case.id for case in told if not case.split]
     if without and len(without) < len(told):
-        log.warning("%s gives no split for %d of %d cases, %s first", meta, len(without), len(told), without[0])
+        log.warning(
+            "%s gives no split for %d of %d cases, %s first", meta, len(without), len(told), printable(without[0])
+        )
     return told
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from medseg_core.cases import Case
-from medseg_core.cohort import Outcome, for_each, processes
+from medseg_core.cohort import Outcome, answers, for_each, forget, processes
 from medseg_core.config import as_dict
 from medseg_core.distributed import from_first
 from medseg_core.errors import MedsegError
@@ -109,6 +109,7 @@ def prepare(data: Path, out: Path, config: PrepareConfig, *, executor: Executor 
     settings = {k: v for k, v in as_dict(config).items() if k != "workers"} | {"names": sorted(labels.values())}
     plan = _Plan(labels, _spacing(cases, out, config), config.missing)
     from_first(lambda: None if is_cache(out) else _write_dataset(out, plan, {}))
+    from_first(partial(_forget_lost, out))
     pool = processes(config.workers) if executor is None and config.workers > 1 else nullcontext(executor)
     with pool as chosen:
         outcome = for_each(cases, partial(_prepare_case, out=out, plan=plan), out=out, config=settings, executor=chosen)
@@ -120,6 +121,21 @@ def prepare(data: Path, out: Path, config: PrepareConfig, *, executor: Executor 
 def _refuse_others(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()) and not is_cache(out):
         raise MedsegError(f"{out} exists and is no cache of `prepare`; give a new folder")
+
+
+def _forget_lost(out: Path) -> None:
+    """What the journal calls done and the disk cannot give is done again."""
+    lost = set()
+    for name, _ in answers(out):
+        try:
+            arrays = Arrays(out / name)
+            for array in arrays:
+                arrays[array]
+        except MedsegError:
+            lost.add(name)
+    if lost:
+        log.warning("%s: damaged and prepared again: %s", out, ", ".join(sorted(lost)))
+        forget(out, lost)
 
 
 def _prepare_case(case: Case, *, out: Path, plan: _Plan) -> Mapping[str, Any]:
@@ -167,19 +183,22 @@ def read_cohort(folder: Path) -> Cohort:
     if "cases" not in content:
         raise MedsegError(f"{folder} was not prepared to the end; run the same `prepare` again, it goes on")
     cases = []
-    for name in content["cases"]:
-        about = Arrays(file.parent / name).about
-        files = {"arrays": file.parent / name}
-        cases.append(Case(id=name, files=files, group=about["group"], split=about["split"]))
-    return Cohort(
-        folder=file.parent,
-        labels={int(label): name for label, name in content["labels"].items()},
-        spacing_mm=tuple(content["spacing_mm"]),
-        missing=content["missing"],
-        cases=tuple(cases),
-        overlap=content["overlap"],
-        failed=content["failed"],
-    )
+    try:
+        for name in content["cases"]:
+            about = Arrays(file.parent / name).about
+            files = {"arrays": file.parent / name}
+            cases.append(Case(id=name, files=files, group=about["group"], split=about["split"]))
+        return Cohort(
+            folder=file.parent,
+            labels={int(label): name for label, name in content["labels"].items()},
+            spacing_mm=content["spacing_mm"],
+            missing=content["missing"],
+            cases=tuple(cases),
+            overlap=content["overlap"],
+            failed=content["failed"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _damaged(file) from None
 
 
 def _spacing(cases: Sequence[Case], out: Path, config: PrepareConfig) -> tuple[float, float, float]:
@@ -187,7 +206,7 @@ def _spacing(cases: Sequence[Case], out: Path, config: PrepareConfig) -> tuple[f
     if config.spacing_mm:
         return config.spacing_mm
     if is_cache(out):
-        return tuple(_read_dataset(out / DATASET)["spacing_mm"])
+        return _read_dataset(out / DATASET)["spacing_mm"]
     found, wrong = [], []
     for case in track(cases, "Reading headers"):
         try:
@@ -252,11 +271,15 @@ def _write_dataset(out: Path, plan: _Plan, more: Mapping[str, Any]) -> None:
 def _read_dataset(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        newer = content["format"] > FORMAT
+        if content["format"] > FORMAT:
+            newer = f"{file.parent} was prepared by a newer medseg"
+            raise MedsegError(f"{newer}; update medseg-totalseg, or prepare it again")
+        return {**content, "spacing_mm": tuple(map(float, content["spacing_mm"]))}
     except OSError:
         raise MedsegError(f"{file.parent} is no prepared cohort (no {file.name}); `prepare` makes one") from None
-    except (ValueError, KeyError, TypeError):
-        raise MedsegError(f"{file} is damaged; prepare the cohort again") from None
-    if newer:
-        raise MedsegError(f"{file.parent} was prepared by a newer medseg; update medseg-totalseg, or prepare it again")
-    return content
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _damaged(file) from None
+
+
+def _damaged(file: Path) -> MedsegError:
+    return MedsegError(f"{file} or a file of its cases is damaged; prepare the cohort again, into a new folder")
