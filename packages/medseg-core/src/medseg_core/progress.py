@@ -20,7 +20,6 @@ from medseg_core.distributed import place
 
 T = TypeVar("T")
 LOG_SECONDS = 30.0
-REFRESH_SECONDS = 0.2
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ def track(items: Iterable[T], what: str, *, total: int | None = None) -> Iterato
     if not (console.is_terminal or console.is_jupyter):
         yield from _logged(items, what, total)
         return
-    with _progress(console) as bar:
+    with Progress(*_columns(), console=console) as bar:
         yield from bar.track(items, total=total, description=what)
 
 
@@ -64,8 +63,7 @@ class Bar:
     def __init__(self, what: str, *, total: int, start: int = 0) -> None:
         console = Console(stderr=True)
         shown = place()[0] == 0 and (console.is_terminal or console.is_jupyter)
-        self.bar = _progress(console, disable=not shown)
-        self.drawn = 0.0
+        self.bar = Progress(*_columns(), console=console, disable=not shown)
         self.task = self.bar.add_task(what, total=total, completed=start)
 
     def __enter__(self) -> "Bar":
@@ -78,14 +76,6 @@ class Bar:
     def advance(self, what: str) -> None:
         """One more is done; `what` replaces the words beside the bar."""
         self.bar.update(self.task, advance=1, description=what)
-        if not self.bar.live.auto_refresh and time.monotonic() - self.drawn > REFRESH_SECONDS:
-            self.bar.refresh()
-            self.drawn = time.monotonic()
-
-
-def _progress(console: Console, *, disable: bool = False) -> Progress:
-    """In Jupyter the thread that works draws too, so that a kernel has one thread to hear from."""
-    return Progress(*_columns(), console=console, disable=disable, auto_refresh=not console.is_jupyter)
 
 
 def _columns() -> tuple[ProgressColumn, ...]:
