@@ -143,12 +143,12 @@ def test_a_process_that_dies_ends_the_others(tmp_path):
 
 
 THREADS = """
-import atexit, os, sys
+import atexit, os
 from pathlib import Path
 
 def tell():
     names = [Path(f"/proc/self/task/{task}/comm").read_text().strip() for task in os.listdir("/proc/self/task")]
-    Path(f"{sys.argv[1]}-{place()[0]}").write_text(" ".join(name for name in names if "gloo" in name))
+    Path(f"left-{place()[0]}").write_text(" ".join(name for name in names if "gloo" in name))
 
 atexit.register(tell)  # called last
 from medseg_core.distributed import gather, place
@@ -162,7 +162,7 @@ gather(1)
 def test_no_thread_of_the_group_is_left_when_python_ends(tmp_path):
     (tmp_path / "threads.py").write_text(THREADS)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "threads.py"]
-    subprocess.run([*torchrun, "left"], check=True, cwd=tmp_path, capture_output=True, timeout=120)
+    subprocess.run(torchrun, check=True, cwd=tmp_path, capture_output=True, timeout=120)
     assert [(tmp_path / f"left-{rank}").read_text() for rank in (0, 1)] == ["", ""]
 
 
