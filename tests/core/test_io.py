@@ -12,8 +12,18 @@ import pytest
 from PIL import Image
 
 from medseg_core.errors import MedsegError
-from medseg_core.io import case_name, read_grid, read_picture, replacing, write_picture, write_text, write_volume
-from medseg_core.volume import Picture, Volume
+from medseg_core.io import (
+    case_name,
+    read_grid,
+    read_picture,
+    read_series,
+    replacing,
+    write_picture,
+    write_series,
+    write_text,
+    write_volume,
+)
+from medseg_core.volume import Picture, Series, Volume
 
 RNG = np.random.default_rng(0)
 VOXELS = RNG.integers(-1000, 1000, (4, 5, 6)).astype(np.int16)
@@ -34,6 +44,44 @@ def test_nibabel_reads_what_we_write(tmp_path, dtype, order, suffix):
         np.testing.assert_allclose(affine, STRAIGHT, atol=1e-5)
     assert image.header.get_xyzt_units()[0] == "mm"
     np.testing.assert_allclose(image.header.get_zooms(), (0.8, 0.9, 2.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 1, 3), (4, 5, 2, 3)])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nibabel_reads_the_frames_and_times_of_a_series(tmp_path, shape, suffix):
+    voxels = RNG.integers(-1000, 1000, shape).astype(np.int16)
+    series = Series(np.moveaxis(voxels, 3, 0), STRAIGHT, np.array([0.01, 0.05, 0.09]))
+    write_series(series, tmp_path / f"a{suffix}")
+    image = nib.load(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(np.asarray(image.dataobj), voxels)
+    np.testing.assert_allclose(image.affine, STRAIGHT, atol=1e-5)
+    np.testing.assert_allclose(image.header.get_zooms(), (0.8, 0.9, 2.5, 0.04), rtol=1e-6)
+    assert image.header.get_xyzt_units() == ("mm", "sec")
+    assert float(image.header["toffset"]) == pytest.approx(0.01)
+
+
+def test_a_series_comes_back_with_its_frames_from_time_0_on_and_equal_ones_give_equal_bytes(tmp_path):
+    frames = RNG.random((3, 4, 5, 2)).astype(np.float32)
+    for name, times_s in {"a": [0.1, 0.2, 0.3], "b": [0.1, 0.2, 0.3], "bare": None}.items():
+        series = Series(frames, STRAIGHT, None if times_s is None else np.array(times_s))
+        write_series(series, tmp_path / f"{name}.nii.gz")
+    back = read_series(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(back.frames, frames)
+    np.testing.assert_allclose(back.times_s, [0, 0.1, 0.2], rtol=1e-6)
+    assert read_series(tmp_path / "bare.nii.gz").times_s is None
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize("times_s", [[0.0, 0.0, 0.0], [0.2, 0.1, 0.0], [0.0, 0.01, 0.1], [0.0, np.nan, 0.1]])
+def test_a_series_whose_times_are_no_steps_is_not_written(tmp_path, times_s):
+    with pytest.raises(MedsegError, match=r"a\.nii cannot hold frames at .* not even"):
+        write_series(Series(np.zeros((3, 2, 2, 1)), STRAIGHT, np.array(times_s)), tmp_path / "a.nii")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_series_under_another_suffix_is_not_written(tmp_path):
+    with pytest.raises(MedsegError, match="cannot write a series to"):
+        write_series(Series(np.zeros((3, 2, 2, 1)), STRAIGHT), tmp_path / "a.mha")
 
 
 def test_gzip_itself_reads_what_we_write(tmp_path):

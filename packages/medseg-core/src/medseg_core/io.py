@@ -108,7 +108,38 @@ def write_volume(volume: Volume, path: Path) -> None:
     if not path.name.endswith((".nii", ".nii.gz")):
         raise MedsegError(f"cannot write a volume to {path}; name it .nii.gz or .nii")
     voxels = _storable(volume.voxels)
-    header = _header(voxels, volume.affine)
+    _write(voxels, _header(voxels, volume.affine), path)
+
+
+def write_series(series: Series, path: Path) -> None:
+    """Frames to .nii or .nii.gz with the axes X Y Z T and the step of time in seconds; all else as `write_volume`.
+
+    NIfTI holds the first time and one step, the mean, so times that are not even come back as if they were. A series
+    without times, or of one frame, has no unit of time.
+
+    Raises:
+        MedsegError: another suffix, times that do not grow or lie more than half a step off, or a disk that refuses.
+    """
+    path = Path(path)
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise MedsegError(f"cannot write a series to {path}; name it .nii.gz or .nii")
+    voxels = np.moveaxis(_storable(series.frames), 0, 3)
+    header = _header(voxels, series.affine)
+    if series.times_s is not None and len(series.times_s) > 1:
+        first, last = np.asarray(series.times_s, dtype=np.float64)[[0, -1]].tolist()
+        step_s = (last - first) / (len(series.times_s) - 1)
+        off = np.abs(series.times_s - first - step_s * np.arange(len(series.times_s))).max()
+        if not (step_s > 0 and off <= step_s / 2):
+            raise MedsegError(
+                f"{path} cannot hold frames at {np.round(series.times_s, 4).tolist()} s, which are not even; leave "
+                "times_s out, or resample the frames"
+            )
+        header["pixdim"][4], header["toffset"] = step_s, first
+        header.set_xyzt_units("mm", "sec")
+    _write(voxels, header, path)
+
+
+def _write(voxels: np.ndarray, header: nib.Nifti1Header, path: Path) -> None:
     with replacing(path) as beside, beside.open("wb") as file:
         # neither name nor time in the stream: equal volumes, equal bytes
         zipped = igzip.IGzipFile("", "wb", 2, file, 0) if path.suffix == ".gz" else nullcontext(file)

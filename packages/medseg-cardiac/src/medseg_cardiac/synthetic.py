@@ -1,0 +1,51 @@
+"""Motion that is made, and so known: squeezes, twists and bends like those of a heart, about the middle of a picture.
+
+Axes: h w a square of `size` pixels; components move along array axes, in pixels.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.ndimage import zoom
+
+SQUEEZED = 0.75  # share of the fields that look up farther in than they stand: a relaxed heart as the fixed frame
+
+
+@dataclass(frozen=True)
+class Motion:
+    """The largest of what is drawn.
+
+    Args:
+        squeeze: share of the distance to the middle; systole reaches 0.4 at the endocardium.
+        twist_rad: of the rotation.
+        bend_px: standard deviation of the smooth rest.
+        shift_px: of everything.
+    """
+
+    squeeze: float = 0.4
+    twist_rad: float = 0.15
+    bend_px: float = 1.5
+    shift_px: float = 2.0
+
+
+def made_motion(size: int, rng: np.random.Generator, *, most: Motion | None = None) -> np.ndarray:
+    """(2, size, size) float32: a displacement that is largest near the middle and smooth everywhere.
+
+    The squeeze differs around the ring, as infarcts and the septum do.
+    """
+    most = most or Motion()
+    middle = (size - 1) / 2 + rng.uniform(-6, 6, (2, 1, 1))
+    away = np.indices((size, size)) - middle
+    near = np.exp(-(away**2).sum(0) / rng.uniform(25, 55) ** 2)
+    angle = np.arctan2(away[0], away[1])
+    squeeze = rng.uniform(0, most.squeeze) * (1.0 if rng.random() < SQUEEZED else -0.6)
+    for lobes, depth in ((1, 0.6), (2, 0.3)):
+        squeeze = squeeze * (1 + rng.uniform(0, depth) * np.cos(lobes * angle - rng.uniform(0, 2 * np.pi)))
+    twist = rng.uniform(-most.twist_rad, most.twist_rad)
+    turned = np.stack([-away[1], away[0]])
+    cells = int(rng.integers(4, 9))
+    coarse, enlarged = rng.standard_normal((2, cells, cells)), (1, size / cells, size / cells)
+    bend = zoom(coarse, enlarged, order=3, grid_mode=True, mode="nearest")
+    bend *= rng.uniform(0, most.bend_px) * 4 / cells
+    shift = rng.uniform(-most.shift_px, most.shift_px, (2, 1, 1))
+    return ((twist * turned - squeeze * away) * near + bend + shift).astype(np.float32)
