@@ -186,7 +186,7 @@ def _pack_patient(case: Case, *, by_id: Mapping[str, Patient], out: Path, axes: 
     for plane in by_id[case.id].planes:
         try:
             seen = see(plane, axes=axes, **how)
-            lge = _lge(seen, **how)
+            lge = see_lge(seen, intensity=how["intensity"])
         except MedsegError as error:
             log.warning("left out: %s %s: %s", case.id, plane.name, error)
             bad.append(f"{plane.name}: {error}")
@@ -204,7 +204,7 @@ def _pack_patient(case: Case, *, by_id: Mapping[str, Patient], out: Path, axes: 
     return {"slices": len(abouts), "left_out": bad}
 
 
-def _lge(seen: Seen, *, intensity: Mapping[str, Any], **_: Any) -> dict[str, np.ndarray]:
+def see_lge(seen: Seen, *, intensity: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """LGE and its masks in the cine's window, where the plane has them."""
     places = seen.plane.places
     if "lge" not in places:

@@ -12,11 +12,15 @@ import torch
 from scipy.ndimage import distance_transform_edt, map_coordinates
 
 from medseg_cardiac.cohort import Slice
-from medseg_cardiac.synthetic import made_motion
+from medseg_cardiac.synthetic import made_motion, smooth_field
 from medseg_core import augment
 from medseg_core.draw import Batch, Draw
 
 FAR = 32767  # float16 holds distances up to here
+GAIN = (0.4, 1.3)  # of a whole picture
+UNLIKE, OWN = 0.08, 0.05  # how far gamma and shading of two frames of one cine differ
+TURNED = 0.2  # share of the drawn pairs
+AS_WELL, GENTLER = 0.5, 0.6  # share of real pairs that are moved further, and by how much of made motion
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,8 @@ class View:
     matrix: np.ndarray
     at: np.ndarray
     size: int
-    shading: augment.Plan
+    greys: augment.Plan
+    shading: np.ndarray
 
     def take(self, planes: Sequence[np.ndarray], *, flow: np.ndarray | None = None) -> list[np.ndarray]:
         """(h, w) float32 of each plane, looked up at u + flow(u)."""
@@ -37,31 +42,55 @@ class View:
         return [map_coordinates(plane.astype(np.float32), places, order=1, mode="nearest") for plane in planes]
 
     def shade(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """(C, h, w): grey values changed, the same for all but for a little and the noise."""
-        image = np.stack(pictures).astype(np.float32)
-        flat = replace(self.shading, matrix=np.eye(2), shift=np.zeros(2), bend=None)
+        """(C, h, w): grey values changed, the same for all but for a little shading and the noise."""
+        image = np.stack(pictures).astype(np.float32) * self.shading[: len(pictures)]
+        flat = replace(self.greys, matrix=np.eye(2), shift=np.zeros(2), bend=None)
         return augment.apply(flat, image, np.zeros(image.shape[1:], np.uint8), mirror={})[0]
 
 
-def view_of(window: int, size: int, how: augment.Recipe, rng: np.random.Generator, *, channels: int = 2) -> View:
-    """Draws a square near the middle of a window; `bend` of the recipe is not used, as motion is bent by itself."""
+def view_of(
+    window: int, size: int, how: augment.Recipe, rng: np.random.Generator, *, shading: float, channels: int = 2
+) -> View:
+    """Draws a square near the middle of a window; elastic bends of the recipe are left to `made_motion`.
+
+    Args:
+        shading: see `coil_shading`.
+    """
     plan = augment.plan(how, (channels, size, size), rng)
-    shared = {name: np.repeat(getattr(plan, name)[:1], channels) for name in ("contrast", "brightness", "gamma")}
+    shared = {name: np.repeat(getattr(plan, name)[:1], channels) for name in ("contrast", "brightness", "blur_voxels")}
+    gamma = plan.gamma[0] * np.exp(rng.uniform(-UNLIKE, UNLIKE, channels)) if plan.gamma[0] != 1 else plan.gamma
     middle = (window - 1) / 2
-    return View(plan.matrix, middle - plan.matrix @ plan.shift, size, replace(plan, **shared))
+    at = middle - plan.matrix @ plan.shift
+    return View(plan.matrix, at, size, replace(plan, **shared, gamma=gamma), coil_shading(size, channels, shading, rng))
+
+
+def coil_shading(size: int, channels: int, shading: float, rng: np.random.Generator) -> np.ndarray:
+    """(C, size, size) float32 factors: a smooth gain that all share, and a little of each one's own.
+
+    Args:
+        shading: largest standard deviation of the logarithm of the shared one, which is 0.4 to 1.3 in the middle; 0
+            changes nothing.
+    """
+    if not shading:
+        return np.ones((channels, size, size), np.float32)
+    smooth = smooth_field(rng.standard_normal((1 + channels, 3, 3)), size)
+    shared = np.exp(rng.uniform(np.log(GAIN[0]), np.log(GAIN[1])) + smooth[0] * rng.uniform(0, shading))
+    own = (1 + OWN * smooth[1:]) * rng.uniform(1 - 2 * OWN, 1 + 2 * OWN, (channels, 1, 1))
+    return (shared * own).astype(np.float32)
 
 
 class MotionPairs:
     """Two frames of a slice: `moving` and `fixed` (1, h, w).
 
     Some pairs are one frame seen twice, the fixed one through a displacement that is made: its `flow` (D, h, w) is
-    `known`. Where the pair is ED and ES and both pools are drawn, `near_moving` and `near_fixed` (1, h, w) are the
-    signed distances to their outlines in pixels, positive inside, and `drawn` is 1.
+    `known`. Half of the real pairs are moved further by such a one. Where the pair is ED and ES and both pools are
+    drawn, `near_moving` and `near_fixed` (1, h, w) are the signed distances to their outlines in pixels, positive
+    inside, and `drawn` is 1.
 
     Args:
         frames: "ed" keeps the frame at ED fixed, "any" takes any two.
         synthetic: share of pairs with made motion.
-        drawn: share of pairs that are ED and ES, where both pools are drawn.
+        drawn: share of pairs that are ED and ES, where both pools are drawn, one in five of them the other way round.
         per_slice: pairs of a slice in an epoch.
     """
 
@@ -75,10 +104,12 @@ class MotionPairs:
         synthetic: float = 0.0,
         drawn: float = 0.0,
         per_slice: int = 1,
+        shading: float = 0.0,
         identity: str = "",
     ) -> None:
         self.slices, self.crop, self.how, self.frames = list(slices), crop, how, frames
         self.synthetic, self.drawn, self.per_slice, self.identity = synthetic, drawn, per_slice, identity
+        self.shading = shading
         self.distances = lru_cache(maxsize=4096)(self._distances)
 
     def __len__(self) -> int:
@@ -94,36 +125,40 @@ class MotionPairs:
     def __getitem__(self, draw: Draw) -> Batch:
         number = draw.index // self.per_slice
         one, rng = self.slices[number], draw.numpy()
-        view = view_of(one.frames.shape[-1], self.crop, self.how, rng)
+        view = view_of(one.frames.shape[-1], self.crop, self.how, rng, shading=self.shading)
         kind = rng.random()
         is_made = kind < self.synthetic
         is_drawn = not is_made and kind < self.synthetic + self.drawn and one.has("lv_ed", "lv_es")
-        moving, fixed = self._frames(one, rng, is_made=is_made, is_drawn=is_drawn)
-        flow = made_motion(self.crop, rng) if is_made else np.zeros((2, self.crop, self.crop), np.float32)
+        moving, fixed, turned = self._frames(one, rng, is_made=is_made, is_drawn=is_drawn)
+        made = np.zeros((2, self.crop, self.crop), np.float32)
+        if is_made or (self.synthetic and rng.random() < AS_WELL):
+            made = made_motion(self.crop, rng) * np.float32(1 if is_made else GENTLER)
         near = self.distances(number) if is_drawn else np.zeros((2, *one.frames.shape[1:]), np.float16)
-        (m,), (f,) = view.take([one.frames[moving]]), view.take([one.frames[fixed]], flow=flow if is_made else None)
+        near = near[::-1] if turned else near
+        m, near_moving = view.take([one.frames[moving], near[1]])
+        f, near_fixed = view.take([one.frames[fixed], near[0]], flow=made)
         pictures = view.shade([m, f])
         scale = np.sqrt(abs(np.linalg.det(view.matrix)))
-        near_fixed, near_moving = (plane / scale for plane in view.take(near))
         return {
             "moving": torch.from_numpy(pictures[:1]),
             "fixed": torch.from_numpy(pictures[1:]),
-            "flow": torch.from_numpy(flow),
+            "flow": torch.from_numpy(made),
             "known": torch.tensor(float(is_made)),
-            "near_moving": torch.from_numpy(near_moving[None].astype(np.float32)),
-            "near_fixed": torch.from_numpy(near_fixed[None].astype(np.float32)),
+            "near_moving": torch.from_numpy(near_moving[None] / np.float32(scale)),
+            "near_fixed": torch.from_numpy(near_fixed[None] / np.float32(scale)),
             "drawn": torch.tensor(float(is_drawn)),
         }
 
-    def _frames(self, one: Slice, rng: np.random.Generator, *, is_made: bool, is_drawn: bool) -> tuple[int, int]:
-        """Which frame moves and which stays."""
+    def _frames(self, one: Slice, rng: np.random.Generator, *, is_made: bool, is_drawn: bool) -> tuple[int, int, bool]:
+        """Which frame moves, which stays, and whether they are ED and ES the other way round."""
         ed, es, num = one.about["ed"], one.about["es"], len(one.frames)
         any_two = rng.integers(num), rng.integers(num)
         if is_made:
-            return int(any_two[0]), int(any_two[0])
+            return int(any_two[0]), int(any_two[0]), False
         if is_drawn:
-            return es, ed
-        return int(any_two[0]), (ed if self.frames == "ed" else int(any_two[1]))
+            turned = self.frames == "any" and rng.random() < TURNED
+            return (ed, es, True) if turned else (es, ed, False)
+        return int(any_two[0]), (ed if self.frames == "ed" else int(any_two[1])), False
 
     def _distances(self, number: int) -> np.ndarray:
         """(2, h, w) float16 of ED and ES."""
@@ -134,15 +169,18 @@ class MotionPairs:
 class RegistrationPairs:
     """LGE as `moving` and the cine's frame at ED as `fixed`, (1, h, w) each."""
 
-    def __init__(self, slices: Sequence[Slice], *, crop: int, how: augment.Recipe, identity: str = "") -> None:
-        self.slices, self.crop, self.how, self.identity = list(slices), crop, how, identity
+    def __init__(
+        self, slices: Sequence[Slice], *, crop: int, how: augment.Recipe, shading: float, identity: str
+    ) -> None:
+        self.slices, self.crop, self.how = list(slices), crop, how
+        self.shading, self.identity = shading, identity
 
     def __len__(self) -> int:
         return len(self.slices)
 
     def __getitem__(self, draw: Draw) -> Batch:
         one, rng = self.slices[draw.index], draw.numpy()
-        view = view_of(one.frames.shape[-1], self.crop, self.how, rng)
+        view = view_of(one.frames.shape[-1], self.crop, self.how, rng, shading=self.shading)
         moving, fixed = (view.shade([picture])[:1] for picture in view.take([one.lge, one.frames[one.about["ed"]]]))
         return {"moving": torch.from_numpy(moving), "fixed": torch.from_numpy(fixed)}
 
@@ -161,17 +199,18 @@ class InfarctSlices:
         *,
         crop: int,
         how: augment.Recipe,
+        shading: float = 0.0,
         identity: str = "",
     ) -> None:
         self.slices, self.infarcts = list(slices), list(infarcts)
-        self.crop, self.how, self.identity = crop, how, identity
+        self.crop, self.how, self.shading, self.identity = crop, how, shading, identity
 
     def __len__(self) -> int:
         return len(self.slices)
 
     def __getitem__(self, draw: Draw) -> Batch:
         one, rng = self.slices[draw.index], draw.numpy()
-        view = view_of(one.frames.shape[-1], self.crop, self.how, rng)
+        view = view_of(one.frames.shape[-1], self.crop, self.how, rng, shading=self.shading)
         ed, es = (one.frames[one.about[phase]] for phase in ("ed", "es"))
         taken = view.take([ed, es, self.infarcts[draw.index], one.mask("myo")])
         pictures = view.shade(taken[:2])

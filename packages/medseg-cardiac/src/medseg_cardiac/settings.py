@@ -42,21 +42,26 @@ class FitConfig(DataConfig, AugmentConfig, TrainConfig):
     optimizer: Literal["adam", "adamw", "sgd"] = setting("adamw", "Rule of the update.")
     min_lr: float = setting(1e-6, "Learning rate that the schedule ends in.", low=0)
     patience: int = setting(10, "Stop after so many validations without gain, 0 for never.", low=0, exact=False)
+    shading: float = setting(0.2, "Largest shading by the coils, as the spread of its logarithm.", low=0, high=2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MotionConfig(FitConfig):
     """Motion."""
 
-    lr: float = setting(1e-3, "Learning rate at its highest.", low=0)
+    batch_size: int = setting(8, "Samples per update, over all processes.", low=1)
+    lr: float = setting(1.5e-3, "Learning rate at its highest.", low=0)
+    warmup: float = setting(0.05, "Share of the run in which the learning rate rises from 0.", low=0, high=1)
+    clip: float = setting(1.0, "Largest norm of the gradient, 0 for no bound.", low=0)
+    channels_last: bool = setting(True, "Lay tensors out channels last; faster for these networks.")
     similarity: Literal["l1", "charbonnier", "ncc"] = setting(
         "ncc", "What makes two frames alike: l1 and charbonnier of grey values, ncc of their local pattern."
     )
-    smoothness: float = setting(0.1, "Weight of the displacement's roughness.", low=0)
+    smoothness: float = setting(0.02, "Weight of the displacement's roughness.", low=0)
     frames: Literal["ed", "any"] = setting("any", "Which frame stays: ed always, or any of the cycle.")
-    pairs_per_slice: int = setting(4, "Pairs of frames of each slice in an epoch, each time others.", low=1)
+    pairs_per_slice: int = setting(8, "Pairs of frames of each slice in an epoch, each time others.", low=1)
     synthetic: float = setting(
-        0.5, "Share of samples whose motion is made, and so known: a frame, and the same frame squeezed.", low=0, high=1
+        0.3, "Share of samples whose motion is made, and so known: a frame, and the same frame squeezed.", low=0, high=1
     )
     coarse: float = setting(0.3, "Weight of the error of made motion at the coarser levels.", low=0)
     contours: float = setting(
@@ -64,9 +69,22 @@ class MotionConfig(FitConfig):
         "Weight of drawn pools: how far the outline moved from ED to ES lies from the drawn one; 0 needs none.",
         low=0,
     )
-    drawn: float = setting(0.3, "Share of samples that are ED and ES, where both pools are drawn.", low=0, high=1)
+    drawn: float = setting(0.5, "Share of samples that are ED and ES, where both pools are drawn.", low=0, high=1)
     passes: int = setting(2, "How often the network is asked; each time it sees what it has moved so far.", low=1)
     diffeomorphic: bool = setting(False, "Integrate a velocity, so that nothing folds.")
+    rotate_chance: float | None = setting(1.0, "Chance to rotate.", low=0, high=1)
+    rotate_degrees: float | None = setting(180.0, "Largest angle; motion looks alike from all sides.", low=0, high=180)
+    flip_chance: float | None = setting(0.5, "Chance to mirror, along each axis.", low=0, high=1)
+    flip_axes: tuple[int, ...] | None = setting((0, 1), "Axes that may be mirrored, from 0.", low=0, high=1)
+    scale_chance: float | None = setting(1.0, "Chance to enlarge or shrink.", low=0, high=1)
+    scale_range: tuple[float, float] | None = setting((0.8, 1.25), "Smallest and largest factor.", low=0.1, high=10)
+    shift_chance: float | None = setting(1.0, "Chance to shift.", low=0, high=1)
+    gamma_chance: float | None = setting(1.0, "Chance to bend the grey scale.", low=0, high=1)
+    gamma_range: tuple[float, float] | None = setting((0.6, 1.65), "Smallest and largest exponent.", low=0.01, high=10)
+    noise_chance: float | None = setting(1.0, "Chance of noise.", low=0, high=1)
+    noise_std: float | None = setting(0.03, "Largest standard deviation of the noise.", low=0, high=1)
+    blur_chance: float | None = setting(0.3, "Chance to blur.", low=0, high=1)
+    shading: float = setting(0.5, "Largest shading by the coils, as the spread of its logarithm.", low=0, high=2)
 
 
 @dataclass(frozen=True, kw_only=True)

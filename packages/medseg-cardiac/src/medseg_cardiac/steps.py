@@ -19,7 +19,8 @@ from medseg_core.trainer import At
 REACH = 0.4  # of the edge: how far from the middle a pixel counts
 BAND_PX = 1.5  # about an outline, where its distances are compared
 ROUND_PX = 0.1  # from where on an error of motion counts by its length
-AGAIN_FROM = 0.4  # share of the training after which half the pairs are a second pass
+AGAIN_FROM = 0.3  # share of the training after which pairs may be a later pass
+AGAIN = 0.6  # share of the steps from then on in which they are
 NOTHING = -30.0  # the logit of what cannot be
 FOCAL_ALPHA = 0.25
 
@@ -27,7 +28,7 @@ FOCAL_ALPHA = 0.25
 class MotionStep:
     """Likeness of the moved frame, smoothness, the error of made motion at every level, and drawn outlines.
 
-    From `AGAIN_FROM` on, half the steps of a network of several passes show it frames that it has moved already.
+    A network of several passes is also shown frames that it has moved already.
     """
 
     def __init__(self, config: MotionConfig) -> None:
@@ -61,7 +62,7 @@ class MotionStep:
         """What an earlier pass has done, or None."""
         if self.config.passes == 1 or at.progress < AGAIN_FROM:
             return None
-        if torch.rand((), generator=at.rng, device=at.rng.device) < 0.5:
+        if torch.rand((), generator=at.rng, device=at.rng.device) >= AGAIN:
             return None
         with torch.no_grad():
             return model(moving, fixed, deep=True)[0]

@@ -4,6 +4,7 @@ Axes: h w a square of `size` pixels; components move along array axes, in pixels
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.ndimage import zoom
@@ -44,8 +45,19 @@ def made_motion(size: int, rng: np.random.Generator, *, most: Motion | None = No
     twist = rng.uniform(-most.twist_rad, most.twist_rad)
     turned = np.stack([-away[1], away[0]])
     cells = int(rng.integers(4, 9))
-    coarse, enlarged = rng.standard_normal((2, cells, cells)), (1, size / cells, size / cells)
-    bend = zoom(coarse, enlarged, order=3, grid_mode=True, mode="nearest")
+    bend = smooth_field(rng.standard_normal((2, cells, cells)), size)
     bend *= rng.uniform(0, most.bend_px) * 4 / cells
     shift = rng.uniform(-most.shift_px, most.shift_px, (2, 1, 1))
     return ((twist * turned - squeeze * away) * near + bend + shift).astype(np.float32)
+
+
+def smooth_field(coarse: np.ndarray, size: int) -> np.ndarray:
+    """(..., n, n) numbers of a coarse grid as (..., size, size), by cubic splines."""
+    weights = _spline(coarse.shape[-1], size)
+    return weights @ coarse @ weights.T
+
+
+@lru_cache(maxsize=64)
+def _spline(num: int, size: int) -> np.ndarray:
+    """(size, num): how much each of `num` knots counts at `size` places; `zoom` is linear and goes axis by axis."""
+    return zoom(np.eye(num), (size / num, 1), order=3, grid_mode=True, mode="nearest")

@@ -159,6 +159,7 @@ class _Job:
         return {
             "crop": min(config.crop, config.size),
             "how": recipe(config),
+            "shading": config.shading,
             "identity": identity(self.parts) + more,
         }
 

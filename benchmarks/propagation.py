@@ -1,0 +1,197 @@
+"""The LV contour of ED carried to ES on real patients: ours, trained without the patient, beside classical registration.
+
+    python benchmarks/propagation.py --out results            # about an hour on two cores; goes on where it was
+    python benchmarks/propagation.py --out quick --epochs 8 --seeds 1
+
+Leave one patient out: the motion net learns from the other patients' cines and their drawn pools at ED and ES, and has
+never seen the patient that it is scored on, whose drawn pool at ES nobody has but the score. Each method sees the same
+crops, and moves the points of the drawn contour at ED by its displacement; the moved polygon is filled and compared
+with the expert's at ES. Peers are tuned on these very slices (see PEERS), ours is not. Milliseconds are medians per
+pair of frames, of one process with all cores.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medseg_cardiac.cohort import Seen, see
+from medseg_cardiac.contours import outline, rasterise
+from medseg_cardiac.dataset import Patient, discover
+from medseg_cardiac.fields import num_folds
+from medseg_cardiac.settings import MotionConfig
+from medseg_cardiac.tracking import carried_points, dice_of
+from medseg_cardiac.train import load_of, train_motion
+from medseg_core.io import write_text
+
+PIXEL_MM, SIZE, INTENSITY = 1.3672, 128, {"percentiles": (1.0, 99.0)}
+RECIPE = {"size": SIZE, "crop": 96, "pixel_mm": PIXEL_MM, "pairs_per_slice": 16, "contours": 2.0}
+Register = Callable[[np.ndarray, np.ndarray], np.ndarray]  # moving and fixed frame -> (2, h, w) on the fixed one
+
+
+def unmoved(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+    return np.zeros((2, *fixed.shape))
+
+
+def demons(moving: np.ndarray, fixed: np.ndarray, *, sigma: float = 1.5, iterations: int = 50) -> np.ndarray:
+    """Fast symmetric forces demons over three resolutions; histogram matching made it worse."""
+    import SimpleITK as sitk
+
+    field = None
+    for factor in (4, 2, 1):
+        images = [sitk.GetImageFromArray(picture) for picture in (fixed, moving)]
+        if factor > 1:
+            images = [sitk.Shrink(sitk.SmoothingRecursiveGaussian(i, factor / 2), [factor] * 2) for i in images]
+        method = sitk.FastSymmetricForcesDemonsRegistrationFilter()
+        method.SetNumberOfIterations(iterations)
+        method.SetSmoothDisplacementField(True)
+        method.SetStandardDeviations(sigma)
+        if field is None:
+            field = method.Execute(*images)
+        else:
+            field = method.Execute(*images, sitk.Resample(field, images[0], sitk.Transform(), sitk.sitkLinear, 0.0))
+    return np.moveaxis(sitk.GetArrayFromImage(field), -1, 0)[::-1]
+
+
+def b_spline(moving: np.ndarray, fixed: np.ndarray, *, mesh: int = 2) -> np.ndarray:
+    """Free-form deformation with correlation over three resolutions, whose mesh is refined from 2 to 8 cells."""
+    import SimpleITK as sitk
+
+    images = [sitk.GetImageFromArray(picture) for picture in (fixed, moving)]
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsCorrelation()
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsLBFGS2(solutionAccuracy=1e-3, numberOfIterations=60)
+    method.SetShrinkFactorsPerLevel([4, 2, 1])
+    method.SetSmoothingSigmasPerLevel([2, 1, 0])
+    start = sitk.BSplineTransformInitializer(images[0], [mesh] * 2, order=3)
+    method.SetInitialTransformAsBSpline(start, inPlace=True, scaleFactors=[1, 2, 4])
+    found = method.Execute(*images)
+    field = sitk.TransformToDisplacementField(found, sitk.sitkVectorFloat64, images[0].GetSize())
+    return np.moveaxis(sitk.GetArrayFromImage(field), -1, 0)[::-1]
+
+
+PEERS: dict[str, Register] = {"unmoved": unmoved, "demons": demons, "b-spline": b_spline}
+
+
+def ours(run: Path) -> Register:
+    model = load_of(run, "motion")
+
+    def register(moving: np.ndarray, fixed: np.ndarray) -> np.ndarray:
+        pair = (torch.from_numpy(picture)[None, None] for picture in (moving, fixed))
+        with torch.no_grad():
+            return model(*pair)[0].numpy()
+
+    return register
+
+
+def planes_of(patients: list[Patient]) -> list[Seen]:
+    how = {"pixel_mm": PIXEL_MM, "size": SIZE, "intensity": INTENSITY}
+    return [see(plane, **how) for patient in patients for plane in patient.planes]
+
+
+def scored(register: Register, planes: list[Seen], *, repeats: int = 3) -> list[dict]:
+    rows = []
+    for seen in planes:
+        moving, fixed = seen.frames[seen.es], seen.frames[seen.ed]
+        times = []
+        for _ in range(repeats):
+            begun = time.perf_counter()
+            flow = register(moving, fixed)
+            times.append(1000 * (time.perf_counter() - begun))
+        lines = [carried_points(line, flow) for line in outline(seen.masks["lv_ed"])]
+        moved = np.bitwise_xor.reduce([rasterise(line, fixed.shape) for line in lines])
+        folds = int(num_folds(torch.from_numpy(np.array(flow, np.float64))[None]))
+        rows.append(
+            {"case": seen.plane.case, "slice": seen.plane.name, "dice": dice_of(moved, seen.masks["lv_es"]),
+             "ms": float(np.median(times)), "folds": folds}
+        )  # fmt: skip
+    return rows
+
+
+def interval(differences: np.ndarray, *, rounds: int = 10_000) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over slices."""
+    rng = np.random.default_rng([0, 0, 0, 0])
+    means = rng.choice(differences, (rounds, len(differences))).mean(1)
+    return tuple(np.percentile(means, (2.5, 97.5)).tolist())
+
+
+def fold_of(data: Path, out: Path, held_out: str, names: list[str], config: MotionConfig) -> Path:
+    """The run trained without a patient, finished; goes on where it was."""
+    train = [name for name in names if name != held_out]
+    split = {"seed": config.seed, "unit": "case", "train": train, "val": [], "test": [held_out]}
+    write_text(out / f"without_{held_out}.json", json.dumps(split))
+    run = out / f"without_{held_out}_seed_{config.seed}"
+    train_motion(data, run, config, splits=out / f"without_{held_out}.json", resume="last")
+    return run
+
+
+def told(results: dict[str, list[dict]], seeds: list[int]) -> dict:
+    table = {}
+    mine = np.mean([[row["dice"] for row in results[f"ours, seed {seed}"]] for seed in seeds], 0)
+    for name, rows in results.items():
+        dice = np.array([row["dice"] for row in rows])
+        low, high = interval(mine - dice)
+        table[name] = {
+            "dice": dice.mean(), "ms": np.median([row["ms"] for row in rows]), "folds": sum(row["folds"] for row in rows),
+            "ours_minus_it": (mine - dice).mean(), "low": low, "high": high, "n": len(dice), "slices": dice.round(3).tolist(),
+        }  # fmt: skip
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="what `medseg cardiac prepare` made; else made of the test data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=125)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="cpu", help="of the training")
+    parser.add_argument("--only", help="train one patient's fold and stop")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="another setting of the training")
+    parser.add_argument("--peers", default="unmoved,demons,b-spline")
+    options = parser.parse_args()
+    logging.basicConfig(level="INFO", format="%(message)s")
+    data = options.data
+    if data is None:
+        from medseg_cardiac.prepare import prepare
+
+        data = options.out / "data"
+        prepare(Path(os.environ["MEDSEG_TEST_DATA"]) / "cmr_cine", data)
+    patients = discover(data)
+    names, more = [patient.id for patient in patients], dict(pair.split("=") for pair in options.set)
+    more = {name: json.loads(value) for name, value in more.items()}
+    results: dict[str, list[dict]] = {}
+    seeds = list(range(options.seeds))
+    for seed in seeds:
+        rows = []
+        for patient in patients:
+            if options.only and patient.id != options.only:
+                continue
+            config = MotionConfig(**{**RECIPE, "epochs": options.epochs, "seed": seed, "device": options.device, **more})
+            run = fold_of(data, options.out, patient.id, names, config)
+            rows += scored(ours(run), planes_of([patient]))
+        results[f"ours, seed {seed}"] = rows
+        print(seed, np.mean([row["dice"] for row in rows]).round(4), [round(row["dice"], 3) for row in rows], flush=True)
+    if options.only:
+        return
+    for name in filter(None, options.peers.split(",")):
+        results[name] = scored(PEERS[name], planes_of(patients))
+    table = told(results, seeds)
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+    document = {"command": " ".join(sys.argv), "machine": machine, "config": asdict(config), "table": table, "rows": results}
+    write_text(options.out / "results.json", json.dumps(document, indent=1, default=float) + "\n")
+    for name, row in table.items():
+        print(f"{name:14} Dice {row['dice']:.4f}  {row['ms']:7.1f} ms  folds {row['folds']:5d}  ours minus it {row['ours_minus_it']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] n {row['n']}")
+
+
+if __name__ == "__main__":
+    main()
