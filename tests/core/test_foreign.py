@@ -118,6 +118,23 @@ def test_renames_that_are_given_stand_for_those_of_the_class(theirs, files):
 
 
 @needs_safe_torch
+@pytest.mark.parametrize("before", ["", "module.", "_orig_mod."])
+def test_tensors_that_a_rename_drops_are_told_by_their_names_in_the_file(before, theirs, files):
+    more = {"classifier.weight": torch.ones(5), "classifier.bias": torch.ones(1)}
+    torch.save({f"{before}{name}": t for name, t in (theirs.state_dict() | more).items()}, files[0])
+    found = import_foreign(*files, Net(), CARD)
+    assert found.ignored == (f"{before}classifier.weight", f"{before}classifier.bias")
+    assert found.matched == len(theirs.state_dict())
+    assert import_foreign(*files, Net(), CARD, renames={"classifier": None}, overwrite=True).ignored == found.ignored
+
+
+@needs_safe_torch
+def test_where_nothing_is_dropped_nothing_is_told(theirs, files):
+    torch.save(theirs.state_dict(), files[0])
+    assert import_foreign(*files, Net(), CARD).ignored == ()
+
+
+@needs_safe_torch
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -1,5 +1,7 @@
 """The page: all of it in one file, true to the numbers, safe to open."""
 
+import base64
+import io
 import re
 import shutil
 from dataclasses import replace
@@ -177,6 +179,24 @@ def test_numbers_that_are_not_about_masks_get_the_same_page(tmp_path: Path):
     assert "Missed" not in page.text
     assert "baseline “identity”" in page.text
     assert "plotly" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("most", "kind"), [(2_000_000, "gif"), (100, "png")])
+def test_a_gif_goes_into_the_page_as_it_is_unless_it_is_heavy(
+    most: int, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(report, "MOVING_BYTES", most)
+    film = tmp_path / "beating_heart.gif"
+    first, *rest = [Image.new("RGB", (2000, 60), colour) for colour in ("red", "teal", "white")]
+    first.save(film, save_all=True, append_images=rest, duration=50, loop=0)
+    rows = [{"case": f"c{n}", "tre_mm": float(n)} for n in range(3)]
+    page = Page(write_report(tmp_path, from_rows(rows), title="Motion", pictures=[film]))
+    (shown,) = [attributes for tag, attributes in page.tags if attributes.get("alt") == "beating heart"]
+    head, _, content = shown["src"].partition("base64,")
+    assert head == f"data:image/{kind};"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as seen:
+        assert (getattr(seen, "n_frames", 1), seen.width) == ((3, 2000) if kind == "gif" else (1, 1600))
+    assert (base64.b64decode(content) == film.read_bytes()) == (kind == "gif")
 
 
 def test_equal_evaluations_leave_equal_pages(shown: Path, tmp_path: Path):

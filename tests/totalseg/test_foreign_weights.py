@@ -243,7 +243,7 @@ def test_a_softmax_head_begins_with_the_background(run, tiny, tmp_path):
     ("how", "said"),
     [
         (["--as", "totalseg:unet2", "--card", "RUN"], "did you mean 'unet2d'"),
-        (["--as", "nothere:unet2d", "--card", "RUN"], "registers the models of 'nothere' (here are medseg-totalseg"),
+        (["--as", "nothere:unet2d", "--card", "RUN"], "registers the models of 'nothere'"),
         (["--as", "totalseg", "--card", "RUN"], "--as totalseg:unet2d"),
         (["--as", "totalseg:unet2d"], "say what each is: --channels FILE"),
         (["--as", "totalseg:unet2d", "--card", "RUN", "--arguments", '{"width": 3}'], "did you mean 'widths'"),

@@ -41,7 +41,8 @@ def check(
     checked = audit(data, out=out, axes=axes)
     if not as_json:
         typer.echo(checked.table())
-    tell({"patients": checked.patients, "findings": checked.findings} if as_json else checked.findings, as_json=as_json)
+    findings = list(checked.findings)
+    tell({"patients": checked.patients, "findings": findings} if as_json else findings, as_json=as_json)
     if checked.bad:
         raise typer.Exit(1)
 
@@ -194,7 +195,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score masks against masks, or a RUN on patients: tables, pictures, bull's-eyes, one offline report.html."""
-    from medseg_cardiac.evaluate import evaluate_files, evaluate_run
+    from medseg_cardiac.evaluate import evaluate_files, evaluate_run, headline
 
     if data and model and not (pred or ref):
         more = {"split": split, "registration": registration}
@@ -203,7 +204,7 @@ def evaluate(
         evaluation, failed = evaluate_files(pred, ref, out, config, overwrite=overwrite)
     else:
         raise MedsegError("evaluate takes PRED and REF, or --data DATA with --model RUN, and not both")
-    tell({**evaluation.headline(), "report": str(out / "report.html")}, as_json=as_json)
+    tell({**headline(evaluation), "report": str(out / "report.html")}, as_json=as_json)
     tell_failures(failed)
 
 
@@ -282,6 +283,9 @@ def _answers(out: Path) -> dict[str, Any]:
     from medseg_core.cohort import read_journal
 
     rows = read_journal(out)
+    left_out = sum(len(row.get("left_out", ())) for row in rows.values())
+    told: dict[str, Any] = {"slices_left_out": left_out} if left_out else {}
     if len(rows) == 1:
-        return dict(next(iter(rows.values())))
-    return {"folds": sum(int(row.get("folds", 0)) for row in rows.values())}
+        (row,) = rows.values()
+        return told | {name: value for name, value in row.items() if name not in ("left_out", "inputs")}
+    return told | {"folds": sum(int(row.get("folds", 0)) for row in rows.values())}

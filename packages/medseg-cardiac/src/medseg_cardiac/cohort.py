@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from medseg_cardiac.dataset import Patient, Plane, discover
-from medseg_cardiac.phases import find_phases
+from medseg_cardiac.phases import find_phases, find_shared_phases
 from medseg_cardiac.planes import Cine, read_cine, read_head, read_mask
 from medseg_cardiac.settings import DataConfig
 from medseg_cardiac.window import Window, window_about, window_through
@@ -86,10 +86,10 @@ class Seen:
 def see(plane: Plane, *, pixel_mm: float, size: int, intensity: Mapping[str, Any], axes: str = "auto") -> Seen:
     """Reads a plane into its window: about the myocardium, else the pool, else the middle.
 
-    ED and ES are those of the case list, else found (`phases.find_phases`).
+    ED and ES are those of the plane, else found in it alone (`phases.find_phases`); see `with_phases`.
 
     Raises:
-        MedsegError: unreadable, a single frame, a mask on another grid, an empty myocardium.
+        MedsegError: unreadable, a single frame, a mask on another grid, an empty myocardium, no such frame.
     """
     cine = read_cine(plane.places["cine"], axes=axes)
     shape = cine.frames.shape[1:]
@@ -101,12 +101,46 @@ def see(plane: Plane, *, pixel_mm: float, size: int, intensity: Mapping[str, Any
         found = find_phases(cine.frames, masks.get("myo"))
         ed, es = found[0] if ed is None else ed, found[1] if es is None else es
     if max(ed, es) >= len(cine.frames):
-        raise MedsegError(f"{plane.case} {plane.name} has {len(cine.frames)} frames and none of number {max(ed, es)}")
+        last = len(cine.frames) - 1
+        raise MedsegError(f"{plane.name} has no frame {max(ed, es)}; they are counted from 0 to {last}")
+    if (cine.frames[ed] == cine.frames[es]).all():
+        raise MedsegError(f"ED and ES of {plane.name}, frames {ed} and {es}, are equal, so nothing moves; give others")
     middle = next((masks[role] for role in ("myo", "lv_ed") if role in masks), None)
     centre = (np.array(shape) - 1) / 2 if middle is None else np.argwhere(middle).mean(0)
     window = window_about(centre, cine.spacing_mm, pixel_mm=pixel_mm, size=size)
     frames = normalised(window.take(cine.frames), cine.frames, intensity)
-    return Seen(plane, cine, window, frames, {r: window.take_mask(m) for r, m in masks.items()}, ed, es)
+    taken = {role: window.take_mask(mask) for role, mask in masks.items()}
+    if "myo" in taken and not taken["myo"].any():
+        num = int(masks["myo"].sum())
+        raise MedsegError(
+            f"{plane.places['myo'].path}: {num} pixels of myocardium in {plane.name} vanish on pixels of {pixel_mm:g} "
+            "mm; draw the whole wall"
+        )
+    return Seen(plane, cine, window, frames, taken, ed, es)
+
+
+def with_phases(planes: Sequence[Plane], *, axes: str = "auto") -> list[Plane]:
+    """Planes of one patient; where no case list gives ED and ES, they are found once, by the blood of all slices.
+
+    Slices that share no phases, such as those of different lengths, stay as they are: `see` looks at each alone.
+    """
+    if all(plane.ed is not None and plane.es is not None for plane in planes):
+        return list(planes)
+    cines, myos = [], []
+    for plane in planes:
+        try:
+            cine = read_cine(plane.places["cine"], axes=axes)
+            myo = read_mask(plane.places["myo"], cine.frames.shape[1:]) if "myo" in plane.places else np.zeros(0)
+        except MedsegError:  # told where the slice is used
+            continue
+        if myo.any():
+            cines.append(cine.frames)
+            myos.append(myo)
+    try:
+        ed, es = find_shared_phases(cines, myos)
+    except MedsegError:
+        return list(planes)
+    return [replace(p, ed=ed if p.ed is None else p.ed, es=es if p.es is None else p.es) for p in planes]
 
 
 def normalised(values: np.ndarray, whole: np.ndarray, intensity: Mapping[str, Any]) -> np.ndarray:
@@ -136,6 +170,9 @@ def pack(data: Path, out: Path, config: DataConfig, *, needs: Sequence[str] = ()
     for case, why in outcome.failed.items():
         log.warning("left out: %s: %s", case, why)
     slices = [one for case in cases if case.id not in outcome.failed for one in slices_of(out / case.id)]
+    if not slices:
+        case, why = next(iter(outcome.failed.items()))
+        raise MedsegError(f"no slice of {data} can be used; first {case}: {why}")
     usable = [one for one in slices if one.has(*needs)]
     if len(usable) < len(slices):
         log.info("%d of %d slices have %s", len(usable), len(slices), " and ".join(needs))
@@ -176,21 +213,33 @@ def identity(parts: Mapping[str, Sequence[Slice]]) -> str:
 
 
 def _median_pixel(patients: Sequence[Patient], axes: str) -> float:
-    sizes = [np.mean(read_head(plane.places["cine"], axes=axes).spacing_mm) for p in patients for plane in p.planes]
+    sizes, wrong = [], None
+    for place in (plane.places["cine"] for patient in patients for plane in patient.planes):
+        try:
+            sizes.append(np.mean(read_head(place, axes=axes).spacing_mm))
+        except MedsegError as error:  # told again where its slice is left out
+            wrong = wrong or error
+    if not sizes:
+        raise wrong or MedsegError("no cine")
     return round(float(np.median(sizes)), 4)
 
 
 def _pack_patient(case: Case, *, by_id: Mapping[str, Patient], out: Path, axes: str, **how: Any) -> Mapping[str, Any]:
     arrays: dict[str, np.ndarray] = {}
     abouts, bad = [], []
-    for plane in by_id[case.id].planes:
+    for plane in with_phases(by_id[case.id].planes, axes=axes):
         try:
             seen = see(plane, axes=axes, **how)
-            lge = see_lge(seen, intensity=how["intensity"])
         except MedsegError as error:
             log.warning("left out: %s %s: %s", case.id, plane.name, error)
             bad.append(f"{plane.name}: {error}")
             continue
+        try:
+            lge = see_lge(seen, intensity=how["intensity"])
+        except MedsegError as error:
+            log.warning("without its LGE: %s %s: %s", case.id, plane.name, error)
+            bad.append(f"LGE of {plane.name}: {error}")
+            lge = {}
         masks = {**seen.masks, **{role: lge[role] for role in LGE_ROLES if role in lge}}
         empty = np.zeros(seen.frames.shape[1:], bool)
         arrays[f"cine-{plane.name}"] = seen.frames.astype(np.float16)

@@ -18,7 +18,7 @@ from medseg_cardiac.registered import Registered
 from medseg_cardiac.settings import EvaluateConfig, PredictConfig
 from medseg_core.checkpoint import read_card
 from medseg_core.cohort import read_journal
-from medseg_core.errors import MedsegError
+from medseg_core.errors import MedsegError, meant
 from medseg_core.evaluate import Evaluation, Pair
 from medseg_core.evaluate import evaluate as score
 from medseg_core.folders import REPORT
@@ -28,7 +28,11 @@ from medseg_core.report import write_report
 from medseg_core.scoring import how_of
 
 NAMES = {"cascade": "infarct", "motion": "left ventricle at ES", "registration": "myocardium of LGE on the cine"}
+SPLITS = ("train", "val", "test", "all")
+OURS = {"predictions", "pictures", "cases.csv", "summary.csv", "summary.json", "baselines.csv", REPORT}
 SUFFIXES = (".nii.gz", ".nii")
+UNMOVED, WALL = "unmoved", "whole wall"  # the baselines
+NAMED = 8  # of the masks without a partner
 SHOWN = 4  # patients whose pictures go into the report
 
 log = logging.getLogger(__name__)
@@ -50,11 +54,21 @@ def evaluate_files(
     if not both:
         some = f"{', '.join(sorted(mine)[:3])} and {', '.join(sorted(theirs)[:3])}"
         raise MedsegError(f"{pred} and {ref} share no case by name: they hold {some}")
-    alone = len(mine) + len(theirs) - 2 * len(both)
-    notes = [f"{alone} cases without a partner on the other side"] if alone else []
+    alone = sorted(mine.keys() ^ theirs.keys())
+    notes = [f"{len(alone)} without a partner on the other side: {', '.join(alone[:NAMED])}"] if alone else []
     makers = {case: partial(_pair_of_files, case, mine[case], theirs[case]) for case in both}
     title = f"{Path(pred).name} against {Path(ref).name}"
     return _scored(makers, "structure", out, config, overwrite=overwrite, title=title, notes=notes)
+
+
+def headline(evaluation: Evaluation) -> dict[str, object]:
+    """What a run came to on one screen: Dice with its interval, and Dice of the trivial baseline beside it."""
+    told = evaluation.headline()
+    for name in set(evaluation.baselines) & {WALL, UNMOVED}:
+        rows = evaluation.baselines[name].summary()
+        means = [row["mean"] for row in rows if (row["kind"], row["measure"]) == ("all", "dice")]
+        told |= {f"dice_of_{name.replace(' ', '_')}": mean for mean in means}
+    return told
 
 
 def evaluate_run(
@@ -88,7 +102,7 @@ def evaluate_run(
     wanted, notes = _of_split(discover(data), run, split)
     predictions, failed, pictures = Path(out) / "predictions", {}, []
     if card.model != "registration":
-        asked = PredictConfig(strain=True, contours=True)
+        asked = PredictConfig(strain=True, contours=True, refine=config.refine)
         failed = dict(predict_files(wanted, run, predictions, asked, overwrite=overwrite).failed)
         pictures = _pictures(predictions, [patient.id for patient in wanted if patient.id not in failed])
     register = Registered(run if card.model == "registration" else registration)
@@ -124,7 +138,7 @@ def _scored(
     """Tables and report; a pair that cannot be made costs only itself."""
     _check_out(Path(out), overwrite=overwrite)
     failed: dict[str, str] = {}
-    stays = "unmoved" if name != NAMES["cascade"] else "whole wall"
+    stays = UNMOVED if name != NAMES["cascade"] else WALL
 
     def pairs() -> Iterator[Pair]:
         for case, make in track(makers.items(), "Scoring", total=len(makers)):
@@ -141,8 +155,12 @@ def _scored(
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
-    if (out / REPORT).exists() and not overwrite:
+    if overwrite or not out.is_dir():
+        return
+    if (out / REPORT).exists():
         raise MedsegError(f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out")
+    if any(path.name not in OURS for path in out.iterdir()):
+        raise MedsegError(f"{out} holds other things than an evaluation; choose another --out, or add --overwrite")
 
 
 def _infarct_pair(patient: Patient, predictions: Path, register: Registered) -> Pair:
@@ -213,12 +231,14 @@ def _predicted(path: Path, plane: Plane, shape: tuple[int, int]) -> np.ndarray:
     """(H, W) bool of what `predict` wrote; nothing where it left a slice out."""
     place = plane.places["myo"]
     if path.is_dir():
-        file = path / place.path.name
+        file = path / f"{case_name(place.path)}.nii.gz"
         return read_mask(Place(file), shape) if file.is_file() else np.zeros(shape, bool)
     return read_mask(Place(path.with_name(f"{path.name}.nii.gz"), place.index), shape)
 
 
 def _pair_of_files(case: str, mine: Path, theirs: Path) -> Pair:
+    if mine.is_dir() and theirs.is_dir():
+        return _pair_of_slices(case, _entries(mine), _entries(theirs))
     (mask, spacing), (label, their_spacing) = _volume(mine), _volume(theirs)
     if mask.shape != label.shape:
         raise MedsegError(f"{mine} has shape {mask.shape} and {theirs} {label.shape}; predict on the reference's grid")
@@ -227,13 +247,37 @@ def _pair_of_files(case: str, mine: Path, theirs: Path) -> Pair:
     return Pair(id=case, mask=mask, label=label, spacing=their_spacing)
 
 
+def _pair_of_slices(case: str, mine: Mapping[str, Path], theirs: Mapping[str, Path]) -> Pair:
+    """Slices by name; one that was not predicted counts as empty."""
+    strange = sorted(mine.keys() - theirs.keys())
+    if strange:
+        raise MedsegError(f"{case} has {', '.join(strange[:NAMED])}, which the reference has not; name slices alike")
+    slices = [
+        (_pair_of_files(name, mine[name], theirs[name]) if name in mine else _missed(name, theirs[name]))
+        for name in sorted(theirs)
+    ]
+    if len({one.label.shape for one in slices}) > 1:
+        raise MedsegError(f"slices of {case} have different shapes, {sorted({one.label.shape for one in slices})}")
+    mask, label = (np.concatenate([getattr(one, name) for one in slices], 2) for name in ("mask", "label"))
+    return Pair(id=case, mask=mask, label=label, spacing=slices[0].spacing)
+
+
+def _missed(name: str, file: Path) -> Pair:
+    label, spacing = _volume(file)
+    log.warning("%s has no mask to score; it counts as empty", file)
+    return Pair(id=name, mask=np.zeros_like(label), label=label, spacing=spacing)
+
+
 def _volume(path: Path) -> tuple[np.ndarray, tuple[float, float, float]]:
     """(H, W, S) uint8 and the size of a voxel, of a volume or of a folder of a file per slice."""
     volumes = [read_volume(file) for file in (sorted(_entries(path).values()) if path.is_dir() else [path])]
-    if len({volume.grid.shape[:2] for volume in volumes}) > 1:
+    axis = 0 if volumes[0].grid.shape[0] == 1 else 2  # (1, H, W) is a plane too
+    planes = [np.moveaxis(volume.voxels.reshape(volume.grid.shape), axis, 2) for volume in volumes]
+    if len({plane.shape[:2] for plane in planes}) > 1:
         raise MedsegError(f"the files of {path} have different shapes")
-    voxels = np.concatenate([volume.voxels.reshape(*volume.grid.shape) for volume in volumes], 2)
-    return (voxels > 0).astype(np.uint8), volumes[0].spacing_mm
+    sizes = volumes[0].spacing_mm
+    spacing = (*sizes[1:], sizes[0]) if axis == 0 else sizes
+    return (np.concatenate(planes, 2) > 0).astype(np.uint8), spacing
 
 
 def _entries(folder: Path) -> dict[str, Path]:
@@ -250,6 +294,8 @@ def _of_split(patients: Sequence[Patient], run: Path, split: str) -> tuple[list[
     """The patients of a split, and what a reader must know."""
     file = Path(run) / "split.json"
     of_run = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if split not in SPLITS:
+        raise MedsegError(f"--split {split!r} is none of {', '.join(SPLITS)}{meant(split, SPLITS)}")
     wanted = [p for p in patients if split == "all" or p.id in of_run.get(split, ())]
     if not wanted:
         raise MedsegError(f"no patient is in split {split!r} of {run}; give another --split, or all")

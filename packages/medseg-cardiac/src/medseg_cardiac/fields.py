@@ -15,18 +15,14 @@ from torch.nn import functional as F
 STEPS = 7  # halvings of a velocity: 1/128 of it moves less than a pixel (Dalca et al., 2018)
 
 
-def warp(picture_NCHW: Tensor, flow_NDHW: Tensor, *, mode: str = "bilinear") -> Tensor:
-    """The picture at x + flow(x), (N, C, H, W) in float32 or better; beyond its edges their values hold.
-
-    Args:
-        mode: "bilinear", or "nearest" for labels.
-    """
+def warp(picture_NCHW: Tensor, flow_NDHW: Tensor) -> Tensor:
+    """The picture at x + flow(x), (N, C, H, W) in float32 or better; beyond its edges their values hold."""
     picture_NCHW = picture_NCHW.to(torch.promote_types(picture_NCHW.dtype, torch.float32))
     at_NDHW = _places(flow_NDHW.to(picture_NCHW.dtype))
     ends = torch.tensor(flow_NDHW.shape[2:], device=at_NDHW.device).reshape(1, 2, 1, 1) - 1
     share_NHWD = (2 * at_NDHW / ends.clamp(min=1) - 1).flip(1).permute(0, 2, 3, 1)  # columns first, as PyTorch wants
     with torch.autocast(picture_NCHW.device.type, enabled=False):
-        return F.grid_sample(picture_NCHW, share_NHWD, mode=mode, padding_mode="border", align_corners=True)
+        return F.grid_sample(picture_NCHW, share_NHWD, padding_mode="border", align_corners=True)
 
 
 def compose(first_NDHW: Tensor, then_NDHW: Tensor) -> Tensor:

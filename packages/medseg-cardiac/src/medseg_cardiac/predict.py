@@ -13,21 +13,23 @@ import numpy as np
 from medseg_cardiac import pictures
 from medseg_cardiac.animation import animate
 from medseg_cardiac.contours import outline
-from medseg_cardiac.dataset import Patient, discover, stack_of, write_masks
+from medseg_cardiac.dataset import CINE, Patient, discover, stack_of, write_masks
 from medseg_cardiac.itk_fields import write_field
 from medseg_cardiac.predictor import NO_PLACE, Found, Predictor
 from medseg_cardiac.segments import cavity_of
 from medseg_cardiac.settings import PredictConfig
 from medseg_cardiac.strain import as_json, joined
-from medseg_cardiac.tracking import carried_mask, carried_points
+from medseg_cardiac.tracking import carried_points
 from medseg_core import figures
 from medseg_core.cases import Case
 from medseg_core.checkpoint import weights_file
-from medseg_core.cohort import JOURNAL, Outcome, clear_journal, for_each
+from medseg_core.cohort import JOURNAL, Outcome, clear_journal, for_each, read_journal
 from medseg_core.config import as_dict
 from medseg_core.distributed import from_first
 from medseg_core.errors import MedsegError
 from medseg_core.io import write_text
+
+KEPT = ("images", "labels")  # of a data folder, for what is read
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +45,19 @@ def predict_files(
     infarct: it writes strain and contours, unless something else was asked for.
 
     Raises:
-        MedsegError: no patient, no such run, or an output folder that holds something else.
+        MedsegError: no patient, no such run, or an output folder that holds something else, the inputs among it.
     """
     if not patients:
         raise MedsegError("there is no patient to predict; give a cine and its myocardium, or a data folder")
-    from_first(partial(_check_out, Path(out), overwrite=overwrite))
+    by_id = {patient.id: patient for patient in patients}
+    inputs = {name: _inputs(patient) for name, patient in by_id.items()}
+    from_first(partial(_check_out, Path(out), patients, inputs, overwrite=overwrite))
     predictor = Predictor(run, config=config)
     if overwrite:
         from_first(partial(clear_journal, out))
     wanted = _wanted(predictor)
     weights = hashlib.sha256(weights_file(run).read_bytes()).hexdigest()
-    by_id = {patient.id: patient for patient in patients}
-    work = partial(_do, by_id=by_id, predictor=predictor, out=Path(out), wanted=wanted)
+    work = partial(_do, by_id=by_id, inputs=inputs, predictor=predictor, out=Path(out), wanted=wanted)
     cases = [Case(patient.id, {}) for patient in patients]
     return for_each(cases, work, out=out, config={**as_dict(config), "weights": weights})
 
@@ -79,6 +82,8 @@ def find_patients(
     """
     if (data is None) == (cine is None) or (cine is None) != (myo is None):
         raise MedsegError("predict takes a data folder, or --cine FILE with --myo FILE, and not both")
+    if data is not None and slice_index is not None:
+        raise MedsegError("--slice goes with --cine and --myo; of a data folder all slices are predicted")
     if cine is not None and myo is not None:
         patient = stack_of(cine, myo, axes=axes, index=slice_index)
         if slice_index is not None and len(patient.planes) > 1:
@@ -101,16 +106,62 @@ def _wanted(predictor: Predictor) -> set[str]:
     return wanted | ({"infarct"} if predictor.finds_infarct else set())
 
 
-def _check_out(out: Path, *, overwrite: bool) -> None:
-    if out.is_dir() and any(out.iterdir()) and not (out / JOURNAL).is_file() and not overwrite:
-        raise MedsegError(f"{out} is not empty and was not begun by predict; choose another --out, or add --overwrite")
+def _check_out(out: Path, patients: Sequence[Patient], inputs: Mapping[str, str], *, overwrite: bool) -> None:
+    files = {place.path for patient in patients for plane in patient.planes for place in plane.places.values()}
+    kept = {
+        folder for path in files for folder in path.parents if folder.name in KEPT and (folder / ".." / CINE).is_dir()
+    }
+    if any(_is_in(path, out) for path in files) or any(_is_in(out, folder) for folder in kept):
+        raise MedsegError(f"{out} is where the data lies that is read; choose another --out")
+    if overwrite or not out.is_dir():
+        return
+    if not (out / JOURNAL).is_file():
+        if any(out.iterdir()):
+            raise MedsegError(
+                f"{out} is not empty and was not begun by predict; choose another --out, or add --overwrite"
+            )
+        return
+    for case, row in read_journal(out).items():
+        if case in inputs and row.get("inputs") != inputs[case]:
+            raise MedsegError(
+                f"{out} holds {case}, predicted from other files or another slice; choose another --out, or add "
+                "--overwrite"
+            )
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _inputs(patient: Patient) -> str:
+    """Another text for other files, other slices, or ED and ES of another case list."""
+    facts = []
+    for plane in patient.planes:
+        for role in ("cine", "myo"):
+            if role in plane.places:
+                place = plane.places[role]
+                about = place.path.stat()
+                facts.append((plane.name, role, place.index, place.path.name, about.st_size, about.st_mtime_ns))
+        facts.append((plane.name, plane.ed, plane.es))
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _do(
-    case: Case, *, by_id: Mapping[str, Patient], predictor: Predictor, out: Path, wanted: set[str]
+    case: Case,
+    *,
+    by_id: Mapping[str, Patient],
+    inputs: Mapping[str, str],
+    predictor: Predictor,
+    out: Path,
+    wanted: set[str],
 ) -> dict[str, Any]:
     found, left_out = predictor.patient(by_id[case.id], track=wanted != {"infarct"})
-    told: dict[str, Any] = {"slices": len(found), "left_out": left_out, "folds": sum(one.folds for one in found)}
+    told: dict[str, Any] = {
+        "slices": len(found),
+        "left_out": left_out,
+        "folds": sum(one.folds for one in found),
+        "inputs": inputs[case.id],
+    }
     if "infarct" in wanted:
         told |= _infarct(case.id, found, predictor, out)
     if "flow" in wanted:
@@ -160,7 +211,7 @@ def _strain(case: str, found: Sequence[Found], predictor: Predictor, out: Path) 
     write_text(out / "strain" / f"{case}.json", json.dumps(about, indent=1) + "\n")
     figure = pictures.strain_curves(times_s, whole.curves, ed=first.ed, es=first.es, title=f"{case}: strain of the LV")
     figures.save_if_possible(figure, out / "strain" / f"{case}.png")
-    return {name: round(value, 4) for name, value in whole.peaks().items()}
+    return {name: round(value, 4) + 0.0 for name, value in whole.peaks().items()}  # no -0
 
 
 def _contours(case: str, found: Sequence[Found], predictor: Predictor, out: Path) -> None:
@@ -183,8 +234,7 @@ def _contours(case: str, found: Sequence[Found], predictor: Predictor, out: Path
         )
         at_es = {key: points[seen.es] for key, points in moved.items()}
         tracked.append(pictures.Tracked(name, seen.frames[seen.ed], seen.frames[seen.es], lines, at_es))
-        pool = carried_mask(cavity_of(seen.masks["myo"]), flows[seen.es]).astype(np.float32)
-        pools[k] = seen.window.home(pool, one.shape) >= 0.5
+        pools[k] = one.pool_at(seen.es)
     write_masks(pools, [one.seen.plane.places["myo"] for one in found], out / "lv_es" / case)
     sheet = pictures.contour_sheet(tracked, directions=directions, title=f"{case}: contours carried from ED to ES")
     figures.save_if_possible(sheet, out / "contours" / f"{case}.png")

@@ -13,22 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from medseg_cardiac.cohort import Seen, see
+from medseg_cardiac.cohort import Seen, see, with_phases
+from medseg_cardiac.contours import outline, rasterise
 from medseg_cardiac.dataset import Patient, Plane
 from medseg_cardiac.fields import num_folds
 from medseg_cardiac.infarct import Infarct, summarise
 from medseg_cardiac.models import MODELS
 from medseg_cardiac.orientation import Directions, axes_of, base_first
-from medseg_cardiac.segments import aha_segments
+from medseg_cardiac.planes import read_mask
+from medseg_cardiac.segments import aha_segments, cavity_of
 from medseg_cardiac.settings import PredictConfig
 from medseg_cardiac.strain import Strain, mean_strain
-from medseg_cardiac.tracking import cycle
+from medseg_cardiac.tracking import carried_points, cycle
 from medseg_core.checkpoint import Card, load_model
 from medseg_core.device import autocast, choose_device, choose_precision
 from medseg_core.errors import MedsegError
 
 KINDS = ("cascade", "motion")
 EXAMPLE = '{"grid": {"pixel_mm": 1.4, "size": 256}, "intensity": {"percentiles": [1, 99]}}'
+TINY = 1e-6
 NO_PLACE = "nobody knows where the patient lies: its axes are those of the picture"
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ class Found:
 
     Attributes:
         seen: the slice in its window.
-        probs: (h, w) of infarct; None of a motion net.
+        probs: (h, w) of infarct, which mean nothing outside of the myocardium; None of a motion net.
         flows: (T, D, h, w), ED to each frame; None where it was not asked for.
     """
 
@@ -54,10 +57,21 @@ class Found:
         return self.seen.cine.frames.shape[1:]
 
     def infarct(self, threshold: float) -> np.ndarray:
-        """(H, W) bool, inside the myocardium."""
+        """(H, W) bool, inside the myocardium as it is drawn; at its rim only pixels of the wall are averaged."""
         assert self.probs is not None
-        home = self.seen.window.home(self.probs, self.shape) >= threshold
-        return home & (self.seen.window.home(self.seen.masks["myo"].astype(np.float32), self.shape) > 0)
+        wall = self.seen.masks["myo"].astype(np.float32)
+        whole, inside, share = self.seen.window.home(np.stack([self.probs, self.probs * wall, wall]), self.shape)
+        probs = np.where(share > 0, inside / np.maximum(share, TINY), whole)
+        return read_mask(self.seen.plane.places["myo"], self.shape) & (probs >= threshold)
+
+    def pool_at(self, t: int) -> np.ndarray:
+        """(H, W) bool: the pool that the myocardium encloses at ED, its outline carried to a frame."""
+        assert self.flows is not None
+        window, moved = self.seen.window, np.zeros(self.shape, bool)
+        for line in outline(cavity_of(read_mask(self.seen.plane.places["myo"], self.shape))):
+            there = carried_points(window.points(line), self.flows[t])
+            moved ^= rasterise(window.points_home(there), self.shape)
+        return moved
 
     def flow_home(self, t: int) -> np.ndarray:
         """(D, H, W) in pixels of the plane, 0 beyond the window."""
@@ -118,16 +132,19 @@ class Predictor:
             track: also the displacement of every frame.
         """
         if "myo" not in plane.places:
-            raise MedsegError(f"{plane.case} {plane.name} has no myocardium mask; draw it, or leave the slice out")
+            raise MedsegError(f"{plane.name} has no myocardium mask; draw it, or leave the slice out")
         seen = self.see(plane)
         probs = None
         if self.finds_infarct:
             ed, es = (torch.from_numpy(seen.frames[t])[None, None].to(self.device) for t in (seen.ed, seen.es))
             with torch.no_grad(), autocast(self.device, self.precision):
                 probs = self.net(ed, es)[0, 0].float().sigmoid().cpu().numpy()
-            probs = probs * seen.masks["myo"]
-        flows = cycle(self.motion, seen.frames, seen.ed, precision=self.precision) if track else None
+        flows = self._cycle(seen) if track else None
         return Found(seen, probs, flows)
+
+    def _cycle(self, seen: Seen) -> np.ndarray:
+        how = {"precision": self.precision, "refine": self.config.refine, "myo": seen.masks["myo"]}
+        return cycle(self.motion, seen.frames, seen.ed, **how)
 
     def patient(self, patient: Patient, *, track: bool) -> tuple[list[Found], list[str]]:
         """All slices that can be done, and a line for each of the others.
@@ -135,15 +152,19 @@ class Predictor:
         Raises:
             MedsegError: none can be done.
         """
+        wrong = [str(note) for note in patient.notes if note.severity == "error"]
+        for note in patient.notes:
+            if note.severity != "note":
+                log.warning("%s: %s", patient.id, note)
         found, left_out = [], []
-        for plane in patient.planes:
+        for plane in with_phases(patient.planes, axes=self.config.axes):
             try:
                 found.append(self.slice(plane, track=track))
             except MedsegError as error:
                 left_out.append(f"{plane.name}: {error}")
                 log.warning("left out: %s %s: %s", patient.id, plane.name, error)
         if not found:
-            why = (left_out or [*patient.notes, "it has no cine"])[0]
+            why = [*wrong, *left_out, "it has no cine"][0]
             raise MedsegError(f"no slice of {patient.id} can be used; first {why}")
         return found, left_out
 

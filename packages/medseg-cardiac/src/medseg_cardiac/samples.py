@@ -18,8 +18,10 @@ from medseg_core.draw import Batch, Draw
 
 FAR = 32767  # float16 holds distances up to here
 GAIN = (0.4, 1.3)  # of a whole picture
+STRETCH = 0.05  # logarithm of how much longer a heart may become along one axis, and shorter along the other
 UNLIKE, OWN = 0.08, 0.05  # how far gamma and shading of two frames of one cine differ
-TURNED = 0.2  # share of the drawn pairs
+TURNED = 0.2  # share of the drawn pairs that are the other way round
+BESIDE = 0.5  # share of them whose frames may be the ones before or after, where the outline is hardly another
 AS_WELL, GENTLER = 0.5, 0.6  # share of real pairs that are moved further, and by how much of made motion
 
 
@@ -54,22 +56,24 @@ def view_of(
     """Draws a square near the middle of a window; elastic bends of the recipe are left to `made_motion`.
 
     Args:
+        how: where it scales, hearts are also stretched a little along one axis.
         shading: see `coil_shading`.
     """
     plan = augment.plan(how, (channels, size, size), rng)
     shared = {name: np.repeat(getattr(plan, name)[:1], channels) for name in ("contrast", "brightness", "blur_voxels")}
     gamma = plan.gamma[0] * np.exp(rng.uniform(-UNLIKE, UNLIKE, channels)) if plan.gamma[0] != 1 else plan.gamma
-    middle = (window - 1) / 2
-    at = middle - plan.matrix @ plan.shift
-    return View(plan.matrix, at, size, replace(plan, **shared, gamma=gamma), coil_shading(size, channels, shading, rng))
+    stretch = np.exp(rng.uniform(-STRETCH, STRETCH)) if how.scale_chance else 1.0
+    matrix = plan.matrix @ np.diag([stretch, 1 / stretch])
+    at = (window - 1) / 2 - matrix @ plan.shift
+    return View(matrix, at, size, replace(plan, **shared, gamma=gamma), coil_shading(size, channels, shading, rng))
 
 
 def coil_shading(size: int, channels: int, shading: float, rng: np.random.Generator) -> np.ndarray:
     """(C, size, size) float32 factors: a smooth gain that all share, and a little of each one's own.
 
     Args:
-        shading: largest standard deviation of the logarithm of the shared one, which is 0.4 to 1.3 in the middle; 0
-            changes nothing.
+        shading: largest standard deviation of the logarithm of the shared one, beside a gain of 0.4 to 1.3; 0 changes
+            nothing.
     """
     if not shading:
         return np.ones((channels, size, size), np.float32)
@@ -80,7 +84,7 @@ def coil_shading(size: int, channels: int, shading: float, rng: np.random.Genera
 
 
 class MotionPairs:
-    """Two frames of a slice: `moving` and `fixed` (1, h, w).
+    """Two frames of a slice: `moving` and `fixed` (1, h, w), and as they were before their grey values were changed.
 
     Some pairs are one frame seen twice, the fixed one through a displacement that is made: its `flow` (D, h, w) is
     `known`. Half of the real pairs are moved further by such a one. Where the pair is ED and ES and both pools are
@@ -90,7 +94,8 @@ class MotionPairs:
     Args:
         frames: "ed" keeps the frame at ED fixed, "any" takes any two.
         synthetic: share of pairs with made motion.
-        drawn: share of pairs that are ED and ES, where both pools are drawn, one in five of them the other way round.
+        drawn: share of pairs that are ED and ES, or the frames beside them, where both pools are drawn; one in five is
+            the other way round.
         per_slice: pairs of a slice in an epoch.
     """
 
@@ -128,7 +133,7 @@ class MotionPairs:
         view = view_of(one.frames.shape[-1], self.crop, self.how, rng, shading=self.shading)
         kind = rng.random()
         is_made = kind < self.synthetic
-        is_drawn = not is_made and kind < self.synthetic + self.drawn and one.has("lv_ed", "lv_es")
+        is_drawn = not is_made and kind < self.synthetic + self.drawn and self._has_pools(one)
         moving, fixed, turned = self._frames(one, rng, is_made=is_made, is_drawn=is_drawn)
         made = np.zeros((2, self.crop, self.crop), np.float32)
         if is_made or (self.synthetic and rng.random() < AS_WELL):
@@ -142,6 +147,8 @@ class MotionPairs:
         return {
             "moving": torch.from_numpy(pictures[:1]),
             "fixed": torch.from_numpy(pictures[1:]),
+            "moving_plain": torch.from_numpy(m[None]),
+            "fixed_plain": torch.from_numpy(f[None]),
             "flow": torch.from_numpy(made),
             "known": torch.tensor(float(is_made)),
             "near_moving": torch.from_numpy(near_moving[None] / np.float32(scale)),
@@ -156,9 +163,16 @@ class MotionPairs:
         if is_made:
             return int(any_two[0]), int(any_two[0]), False
         if is_drawn:
+            if rng.random() < BESIDE:
+                ed, es = ((t + int(rng.integers(-1, 2))) % num for t in (ed, es))
             turned = self.frames == "any" and rng.random() < TURNED
             return (ed, es, True) if turned else (es, ed, False)
         return int(any_two[0]), (ed if self.frames == "ed" else int(any_two[1])), False
+
+    @staticmethod
+    def _has_pools(one: Slice) -> bool:
+        """Both drawn, and neither closed."""
+        return one.has("lv_ed", "lv_es") and bool(one.mask("lv_ed").any() and one.mask("lv_es").any())
 
     def _distances(self, number: int) -> np.ndarray:
         """(2, h, w) float16 of ED and ES."""
@@ -181,8 +195,8 @@ class RegistrationPairs:
     def __getitem__(self, draw: Draw) -> Batch:
         one, rng = self.slices[draw.index], draw.numpy()
         view = view_of(one.frames.shape[-1], self.crop, self.how, rng, shading=self.shading)
-        moving, fixed = (view.shade([picture])[:1] for picture in view.take([one.lge, one.frames[one.about["ed"]]]))
-        return {"moving": torch.from_numpy(moving), "fixed": torch.from_numpy(fixed)}
+        pictures = view.shade(view.take([one.lge, one.frames[one.about["ed"]]]))
+        return {"moving": torch.from_numpy(pictures[:1]), "fixed": torch.from_numpy(pictures[1:])}
 
 
 class InfarctSlices:

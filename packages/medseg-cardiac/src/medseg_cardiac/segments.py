@@ -76,7 +76,7 @@ def _levels(walls: np.ndarray, apex_first: bool) -> dict[int, int]:
     if len(along) > 1 and not has_cavity(walls[along[-1]]):
         levels[along.pop()] = CAP
     else:
-        log.info("no slice beyond the cavity: segment %d (%s) is absent", CAP, SEGMENTS[CAP])
+        log.debug("no slice beyond the cavity: segment %d (%s) is absent", CAP, SEGMENTS[CAP])
     for place, index in enumerate(along):
         if walls[index].any():
             levels[index] = 3 * (2 * place + 1) // (2 * len(along))

@@ -113,6 +113,9 @@ class PredictConfig(CineConfig):
     flow: bool = setting(False, "Also write displacements, ED to ES, as ITK fields in mm.")
     strain: bool = setting(False, "Also write strain over the cycle: a table and curves.")
     contours: bool = setting(False, "Also track the contours: a moving picture, and masks at ES.")
+    refine: int = setting(
+        40, "Steps that make the displacement of each frame better, for strain, fields and contours; 0 for none.", low=0
+    )
     threshold: float = setting(0.5, "Probability from which a pixel is infarct.", low=0, high=1)
     ed: int | None = setting(None, "Frame of end-diastole, from 0; none is found.", low=0)
     es: int | None = setting(None, "Frame of end-systole, from 0; none is found.", low=0)
@@ -127,3 +130,5 @@ class PredictConfig(CineConfig):
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(ScoreConfig):
     """Evaluation."""
+
+    refine: int = setting(40, "Steps that make the displacement of each frame better, as in predict.", low=0)

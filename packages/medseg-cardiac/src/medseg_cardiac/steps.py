@@ -21,6 +21,7 @@ BAND_PX = 1.5  # about an outline, where its distances are compared
 ROUND_PX = 0.1  # from where on an error of motion counts by its length
 AGAIN_FROM = 0.3  # share of the training after which pairs may be a later pass
 AGAIN = 0.6  # share of the steps from then on in which they are
+TWICE = 0.33  # share of these that have had two passes already
 NOTHING = -30.0  # the logit of what cannot be
 FOCAL_ALPHA = 0.25
 
@@ -46,7 +47,7 @@ class MotionStep:
         true = known[:, None, None, None] * middle
         real = middle - true
         parts = {
-            "photometric": mean_over(self.unlike(warp(moving, whole), fixed), real),
+            "photometric": mean_over(self.unlike(warp(batch["moving_plain"], whole), batch["fixed_plain"]), real),
             "smoothness": roughness(whole, power=2),
             "motion_px": length_of(flow - wanted, true),
             "coarse_px": sum(length_of(level - _shrunk(wanted, level), _shrunk(true, level)) for level in coarse) / 4,
@@ -65,7 +66,10 @@ class MotionStep:
         if torch.rand((), generator=at.rng, device=at.rng.device) >= AGAIN:
             return None
         with torch.no_grad():
-            return model(moving, fixed, deep=True)[0]
+            before = model(moving, fixed, deep=True)[0]
+            if torch.rand((), generator=at.rng, device=at.rng.device) < TWICE:
+                before = compose(model(warp(moving, before), fixed, deep=True)[0], before)
+        return before
 
 
 class RegistrationStep:

@@ -10,15 +10,31 @@ from scipy.ndimage import map_coordinates
 from torch import nn
 
 from medseg_cardiac.contours import outline, rasterise
+from medseg_cardiac.refine import refined
 from medseg_core.device import autocast
 
+MARGIN = 12  # pixels about the myocardium: more than it moves
 
-def cycle(model: nn.Module, frames: np.ndarray, ed: int, *, precision: str = "fp32", batch_size: int = 8) -> np.ndarray:
+
+def cycle(
+    model: nn.Module,
+    frames: np.ndarray,
+    ed: int,
+    *,
+    precision: str = "fp32",
+    refine: int = 0,
+    myo: np.ndarray | None = None,
+    batch_size: int = 8,
+) -> np.ndarray:
     """(T, D, H, W) float32: where each pixel of the frame at ED is found in every frame; 0 at ED itself.
 
     Args:
+        model: a motion net.
         frames: (T, H, W) float32, 0 to 1.
+        refine: steps of `refine.refined` on each frame, about the myocardium.
+        myo: (H, W) bool at ED; without it the whole plane is refined.
     """
+    box = _box_about(myo) if myo is not None and myo.any() else (slice(None), slice(None))
     device = next(model.parameters()).device
     flows = np.zeros((len(frames), 2, *frames.shape[1:]), np.float32)
     others = [t for t in range(len(frames)) if t != ed]
@@ -27,8 +43,19 @@ def cycle(model: nn.Module, frames: np.ndarray, ed: int, *, precision: str = "fp
         some = others[first : first + batch_size]
         moving = torch.from_numpy(np.asarray(frames[some], np.float32)).to(device)[:, None]
         with torch.no_grad(), autocast(device, precision):
-            flows[some] = model(moving, fixed.expand_as(moving)).float().cpu().numpy()
+            flow = model(moving, fixed.expand_as(moving)).float()
+        if refine:
+            parts = moving[..., *box], fixed.expand_as(moving)[..., *box], flow[..., *box]
+            flow[..., *box] = refined(*parts, steps=refine, diffeomorphic=getattr(model, "diffeomorphic", False))
+        flows[some] = flow.cpu().numpy()
     return flows
+
+
+def _box_about(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns that hold a mask, and `MARGIN` pixels more."""
+    ends = [np.flatnonzero(mask.any(1 - axis))[[0, -1]] for axis in (0, 1)]
+    rows, columns = (slice(max(0, int(low) - MARGIN), int(high) + MARGIN + 1) for low, high in ends)
+    return rows, columns
 
 
 def carried_points(points: np.ndarray, flow: np.ndarray) -> np.ndarray:

@@ -136,6 +136,8 @@ def card_of(path: Path, kind: str) -> Card:
     if (card.package, card.model) != (PACKAGE, kind):
         told = f"{path} holds weights of {card.package}, {card.model}, where a {kind} net is meant"
         raise MedsegError(f"{told}; give a run of `medseg cardiac train-{kind}`")
+    if card.chosen.get("trained") is False:
+        raise MedsegError(f"{path} holds weights as they are before any training; train first, or give another run")
     return card
 
 

@@ -11,18 +11,20 @@ from torch import Tensor, nn
 
 from medseg_cardiac.cohort import Slice
 from medseg_cardiac.fields import num_folds, warp
+from medseg_cardiac.losses import near_middle
 from medseg_cardiac.tracking import carried_mask, dice_of
 from medseg_core.distributed import gather, share
 from medseg_core.trainer import At, Score
 
 HALF = 0.5
+NEAR = 0.2  # of the edge: how far from the middle, where the heart is, pictures are compared
 
 
 class MotionValidation:
     """What moving is worth: Dice of the pool's outline carried from ED to ES, minus Dice of the one that stays.
 
     Slices without both outlines count by their pictures alone: the share of the difference between ES and ED that is
-    gone after warping.
+    gone after warping, near the middle.
     """
 
     def __init__(self, slices: Sequence[Slice]) -> None:
@@ -86,7 +88,7 @@ class InfarctValidation:
         found = (model(ed, es)[0, 0] > 0).cpu().numpy() & one.mask("myo")
         true = self.infarcts[number] & one.mask("myo")
         counts = [int((found & true).sum()), int(found.sum()), int(true.sum())]
-        return {"case": one.case, "counts": np.array(counts)}
+        return {"case": one.case, "counts": counts}
 
 
 def as_picture(picture: np.ndarray, model: nn.Module) -> Tensor:
@@ -104,8 +106,8 @@ def warped_mask(mask: np.ndarray, flow_1DHW: Tensor) -> np.ndarray:
 def _motion_row(model: nn.Module, one: Slice) -> dict[str, float]:
     moving, fixed = (as_picture(one.frames[one.about[phase]], model) for phase in ("es", "ed"))
     flow = model(moving, fixed)
-    before = float((moving - fixed).abs().mean())
-    after = float((warp(moving, flow) - fixed).abs().mean())
+    near = near_middle(fixed.shape[-1], reach=NEAR * fixed.shape[-1], device=fixed.device)
+    before, after = (float(((picture - fixed).abs() * near).mean()) for picture in (moving, warp(moving, flow)))
     row = {"explained": 1 - after / max(before, 1e-9), "folds": float(num_folds(flow).sum())}
     if not one.has("lv_ed", "lv_es"):
         return {**row, "dice": float("nan"), "dice_unmoved": float("nan")}

@@ -43,7 +43,7 @@ def import_checkpoint(
         renames: JSON {their name: our name or null}, instead of those of the model's class.
 
     Returns:
-        What was written, and how many tensors were matched.
+        What was written, how many tensors were matched, and the names of those that were ignored, where any were.
 
     Raises:
         MedsegError: as `import_foreign`; an unknown model, a card that cannot be, channels that nothing names.
@@ -63,6 +63,7 @@ def import_checkpoint(
     model = build(cls, card, Path(old))
     matched = import_foreign(old, new, model, card, renames=table, overwrite=overwrite)
     counts = {"matched_tensors": matched.matched, "parameters": sum(p.numel() for p in model.parameters())}
+    counts |= {"ignored": ", ".join(matched.ignored)} if matched.ignored else {}
     return {"written": str(new), **counts, "head": card.head, "channels": len(card.channels)}
 
 

@@ -46,11 +46,12 @@ class Card:
 
 @dataclass(frozen=True)
 class Matched:
-    """How many tensors found their place, and the names that did not."""
+    """How many tensors found their place, and the names that did not; `ignored` are those that renames drop."""
 
     matched: int
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 def save_model(path: Path, model: nn.Module, card: Card) -> None:

@@ -4,6 +4,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ def import_foreign(
             `renames` of the model's class.
         overwrite: replaces `new`.
 
+    Returns:
+        How many tensors were taken, and the names in the file of those that were dropped.
+
     Raises:
         MedsegError: a file that is no such thing or holds more than plain values, tensors that do not all find their
             place with the same shape, `new` exists. Nothing is written then.
@@ -55,14 +59,16 @@ def import_foreign(
         raise MedsegError(f"{new} exists; choose another name, or add --overwrite")
     if renames is None:
         renames = getattr(type(model), "renames", {})
-    tensors = rename(read_foreign(old), renames, own=model.state_dict(), file=Path(old))
+    content, own = read_foreign(old), set(model.state_dict())
+    tensors = rename(content, renames, own=own, file=Path(old))
     try:
         matched = fill(model, tensors, Path(old))
     except MedsegError as error:
         theirs = ", ".join(sorted(tensors)[:NUM_NAMED])
         raise MedsegError(f"{error}; the file begins with {theirs}: --arguments or --renames mend it") from None
     save_model(new, model, card)
-    return matched
+    dropped = tuple(name for name in content if _renamed(_unwrapped(name, own), renames) is None)
+    return replace(matched, ignored=dropped)
 
 
 def read_foreign(path: Path) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from medseg_core.scene import CONFIG
 MAX_BYTES = 10_000_000
 MAX_WIDTH_PX = 1600
 HEAVY_BYTES = 700_000
+MOVING_BYTES = 2_000_000
 MAX_CASES = 300
 SPARE_BYTES = 200_000
 SIZES = ("volume_ref", "volume_pred", "area_ref", "area_pred")
@@ -45,7 +46,7 @@ def write_report(
     Args:
         title: the page's heading.
         pictures: image files to embed (training curves, samples), in this order; those for which 10 MB leaves no room
-            are named on the page instead.
+            are named on the page instead. A GIF below 2 MB moves there too.
         notes: sentences that a reader must see first, such as "trained without validation".
 
     Raises:
@@ -206,10 +207,15 @@ def _encoded(figure: Figure, *, dpi: int = 130) -> str:
 
 
 def _embedded(picture: Path) -> str:
-    """A picture file as a data URI: at most 1600 pixels wide, PNG, or JPEG where PNG is heavy."""
+    """A picture file as a data URI: a GIF below 2 MB as it is, for it may move.
+
+    All else, and the first picture of a heavier GIF, is at most 1600 pixels wide, PNG, or JPEG where PNG is heavy.
+    """
     try:
         with Image.open(picture) as opened:
             opened.load()
+            if opened.format == "GIF" and picture.stat().st_size < MOVING_BYTES:
+                return _uri(picture.read_bytes(), "gif")
             pixels = opened.convert("RGB")
     except OSError as error:
         raise MedsegError(f"{picture} cannot be put into the report: {error}") from None
