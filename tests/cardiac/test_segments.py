@@ -92,7 +92,7 @@ def test_the_cap_is_the_most_apical_slice_where_that_has_no_cavity():
 
 
 def test_without_a_slice_beyond_the_cavity_the_cap_is_absent_and_the_log_says_so(caplog):
-    with caplog.at_level(logging.INFO, logger="medseg_cardiac"):
+    with caplog.at_level(logging.DEBUG, logger="medseg_cardiac.segments"):
         assert levels(np.stack([ring()] * 3)) == [1, 7, 13]
     assert "segment 17 (apex) is absent" in caplog.text
 
