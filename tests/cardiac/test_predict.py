@@ -197,6 +197,15 @@ def test_a_slice_that_is_left_out_is_in_the_journal_and_has_no_mask(patient, run
     assert [file.name for file in (tmp_path / "out" / "p0000").iterdir()] == ["slice_00.nii.gz"]
 
 
+def test_predicted_again_no_mask_is_left_of_a_slice_that_is_not_used_any_more(patient, run, tmp_path):
+    out, config = tmp_path / "out", MASK
+    predict_files(discover(patient), run, out, config)
+    before = {file.name for file in (out / "p0000").iterdir()}
+    (patient / "labels/cmr_Myo_mask/p0000/slice_01.nii.gz").unlink()
+    predict_files(discover(patient), run, out, config, overwrite=True)
+    assert before - {file.name for file in (out / "p0000").iterdir()} == {"slice_01.nii.gz"}
+
+
 def test_a_slice_whose_cine_is_missing_is_named(patient, predictor, caplog):
     (patient / CINE / "p0000" / "slice_01.nii.gz").unlink()
     predictor.patient(discover(patient)[0], track=False)

@@ -156,7 +156,7 @@ def predict(
         Path | None, typer.Option("--cine", metavar="FILE", help="A cine: a slice, a stack, or a folder of slices.")
     ] = None,
     myo: Annotated[Path | None, typer.Option("--myo", metavar="FILE", help="Its myocardium at ED.")] = None,
-    number: Annotated[int | None, typer.Option("--slice", metavar="N", min=0, help="One slice of it, from 0.")] = None,
+    number: Annotated[int | None, typer.Option("--slice", metavar="N", help="One slice of it, from 0.")] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:

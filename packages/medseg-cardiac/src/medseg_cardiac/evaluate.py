@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg_cardiac.dataset import Patient, Plane, discover
-from medseg_cardiac.planes import Place, read_cine, read_mask
+from medseg_cardiac.planes import Place, read_cine, read_head, read_mask
 from medseg_cardiac.predict import predict_files
 from medseg_cardiac.registered import Registered
 from medseg_cardiac.settings import EvaluateConfig, PredictConfig
@@ -99,16 +99,18 @@ def evaluate_run(
         raise MedsegError(
             f"{run} holds weights of {card.package}, {card.model}; give a run of `medseg cardiac train-...`"
         )
-    wanted, notes = _of_split(discover(data), run, split)
+    wanted, notes = _of_split(discover(data, axes=config.axes), run, split)
     predictions, failed, pictures = Path(out) / "predictions", {}, []
     if card.model != "registration":
-        asked = PredictConfig(strain=True, contours=True, refine=config.refine)
+        asked = PredictConfig(axes=config.axes, refine=config.refine, strain=True, contours=True)
         failed = dict(predict_files(wanted, run, predictions, asked, overwrite=overwrite).failed)
         pictures = _pictures(predictions, [patient.id for patient in wanted if patient.id not in failed])
-    register = Registered(run if card.model == "registration" else registration)
+    register = Registered(run if card.model == "registration" else registration, axes=config.axes)
     make = {"cascade": _infarct_pair, "motion": _pool_pair, "registration": _register_pair}[card.model]
     makers = {
-        patient.id: partial(make, patient, predictions, register) for patient in wanted if patient.id not in failed
+        patient.id: partial(make, patient, predictions, register, config.axes)
+        for patient in wanted
+        if patient.id not in failed
     }
     curves = [Path(run) / "curves.png"] if (Path(run) / "curves.png").is_file() else []
     evaluation, more = _scored(
@@ -163,34 +165,34 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise MedsegError(f"{out} holds other things than an evaluation; choose another --out, or add --overwrite")
 
 
-def _infarct_pair(patient: Patient, predictions: Path, register: Registered) -> Pair:
+def _infarct_pair(patient: Patient, predictions: Path, register: Registered, axes: str) -> Pair:
     planes = [plane for plane in patient.planes if "myo" in plane.places and {"mi", "lge_mi"} & set(plane.places)]
     labels, masks, walls = [], [], []
     for plane in planes:
-        shape = _shape(plane)
+        shape = _shape(plane, axes)
         walls.append(read_mask(plane.places["myo"], shape))
         labels.append(
             (read_mask(plane.places["mi"], shape) if "mi" in plane.places else register.infarct(plane)) & walls[-1]
         )
         masks.append(_predicted(predictions / patient.id, plane, shape))
-    return _pair(patient.id, planes, masks, labels, baseline=walls)
+    return _pair(patient.id, planes, masks, labels, baseline=walls, axes=axes)
 
 
-def _pool_pair(patient: Patient, predictions: Path, _: Registered) -> Pair:
+def _pool_pair(patient: Patient, predictions: Path, _: Registered, axes: str) -> Pair:
     planes = [plane for plane in patient.planes if {"myo", "lv_ed", "lv_es"} <= set(plane.places)]
-    shapes = [_shape(plane) for plane in planes]
+    shapes = [_shape(plane, axes) for plane in planes]
     labels, unmoved = (
         [read_mask(p.places[r], s) for p, s in zip(planes, shapes, strict=True)] for r in ("lv_es", "lv_ed")
     )
     masks = [_predicted(predictions / "lv_es" / patient.id, p, s) for p, s in zip(planes, shapes, strict=True)]
-    return _pair(patient.id, planes, masks, labels, baseline=unmoved)
+    return _pair(patient.id, planes, masks, labels, baseline=unmoved, axes=axes)
 
 
-def _register_pair(patient: Patient, _: Path, register: Registered) -> Pair:
+def _register_pair(patient: Patient, _: Path, register: Registered, axes: str) -> Pair:
     planes = [plane for plane in patient.planes if {"myo", "lge", "lge_myo"} <= set(plane.places)]
-    labels = [read_mask(plane.places["myo"], _shape(plane)) for plane in planes]
+    labels = [read_mask(plane.places["myo"], _shape(plane, axes)) for plane in planes]
     moved, unmoved = ([register.wall(plane, moved=way) for plane in planes] for way in (True, False))
-    return _pair(patient.id, planes, moved, labels, baseline=unmoved)
+    return _pair(patient.id, planes, moved, labels, baseline=unmoved, axes=axes)
 
 
 def _pair(
@@ -200,13 +202,14 @@ def _pair(
     labels: Sequence[np.ndarray],
     *,
     baseline: Sequence[np.ndarray],
+    axes: str,
 ) -> Pair:
     """A patient's slices as one volume, with the frame at ED under them."""
     if not planes:
         raise MedsegError(f"no slice of {case} has a reference; `medseg cardiac check` says what is there")
     if len({mask.shape for mask in labels}) > 1:
         raise MedsegError(f"slices of {case} have different shapes, {sorted({m.shape for m in labels})}")
-    cines = [read_cine(plane.places["cine"]) for plane in planes]
+    cines = [read_cine(plane.places["cine"], axes=axes) for plane in planes]
     first = cines[0]
     images = [cine.frames[plane.ed or 0] for cine, plane in zip(cines, planes, strict=True)]
     stacked = {name: np.stack(part, -1).astype(np.uint8) for name, part in (("mask", masks), ("label", labels))}
@@ -223,8 +226,8 @@ def _thickness(case: str) -> float:
     return 10.0
 
 
-def _shape(plane: Plane) -> tuple[int, int]:
-    return read_cine(plane.places["cine"]).frames.shape[1:]
+def _shape(plane: Plane, axes: str) -> tuple[int, int]:
+    return read_head(plane.places["cine"], axes=axes).shape
 
 
 def _predicted(path: Path, plane: Plane, shape: tuple[int, int]) -> np.ndarray:

@@ -27,7 +27,7 @@ from medseg_core.cohort import JOURNAL, Outcome, clear_journal, for_each, read_j
 from medseg_core.config import as_dict
 from medseg_core.distributed import from_first
 from medseg_core.errors import MedsegError
-from medseg_core.io import write_text
+from medseg_core.io import case_name, write_text
 
 KEPT = ("images", "labels")  # of a data folder, for what is read
 
@@ -174,9 +174,8 @@ def _do(
 
 
 def _infarct(case: str, found: Sequence[Found], predictor: Predictor, out: Path) -> dict[str, Any]:
-    places = [one.seen.plane.places["myo"] for one in found]
     masks = {k: one.infarct(predictor.config.threshold) for k, one in enumerate(found)}
-    write_masks(masks, places, out / case)
+    _write_masks(masks, found, out / case)
     infarct = predictor.infarct(found)
     about = {"case": case, "orientation": predictor.directions(found).said, **infarct.as_json()}
     write_text(out / "infarct" / f"{case}.json", json.dumps(about, indent=1, allow_nan=False) + "\n")
@@ -184,6 +183,17 @@ def _infarct(case: str, found: Sequence[Found], predictor: Predictor, out: Path)
     title = f"{case}: transmurality, {100 * infarct.share_of_lv:.0f} % of the LV"
     figures.save_if_possible(pictures.bullseye(values, title=title), out / "infarct" / f"{case}.png")
     return {"infarct_g": _plain(infarct.mass_g), "share_of_lv": _plain(infarct.share_of_lv)}
+
+
+def _write_masks(masks: Mapping[int, np.ndarray], found: Sequence[Found], out: Path) -> None:
+    """On the grid of the myocardium; of an earlier prediction no slice is left."""
+    places = [one.seen.plane.places["myo"] for one in found]
+    written = write_masks(masks, places, out)
+    if written.is_dir():
+        kept = {f"{case_name(place.path)}.nii.gz" for place in places}
+        for path in written.glob("*.nii.gz"):
+            if path.name not in kept:
+                path.unlink()
 
 
 def _flow(case: str, found: Sequence[Found], out: Path) -> None:
@@ -235,7 +245,7 @@ def _contours(case: str, found: Sequence[Found], predictor: Predictor, out: Path
         at_es = {key: points[seen.es] for key, points in moved.items()}
         tracked.append(pictures.Tracked(name, seen.frames[seen.ed], seen.frames[seen.es], lines, at_es))
         pools[k] = one.pool_at(seen.es)
-    write_masks(pools, [one.seen.plane.places["myo"] for one in found], out / "lv_es" / case)
+    _write_masks(pools, found, out / "lv_es" / case)
     sheet = pictures.contour_sheet(tracked, directions=directions, title=f"{case}: contours carried from ED to ES")
     figures.save_if_possible(sheet, out / "contours" / f"{case}.png")
 

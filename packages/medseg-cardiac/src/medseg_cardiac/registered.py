@@ -21,9 +21,11 @@ class Registered:
 
     Args:
         run: of `train_registration`; None moves nothing but what the headers say, on pixels of 1.4 mm.
+        axes: of the cines, as for `read_cine`.
     """
 
-    def __init__(self, run: Path | None) -> None:
+    def __init__(self, run: Path | None, *, axes: str = "auto") -> None:
+        self.axes = axes
         self.net = None if run is None else load_of(run, "registration")
         card = None if run is None else read_card(run)
         self.grid = {"pixel_mm": 1.4, "size": 256} if card is None else dict(card.grid)
@@ -40,7 +42,13 @@ class Registered:
     def _mask(self, plane: Plane, role: str, *, moved: bool) -> np.ndarray:
         if role not in plane.places or "lge" not in plane.places:
             raise MedsegError(f"{plane.case} {plane.name} has no {role}; `medseg cardiac check` says what is there")
-        seen = see(plane, intensity=self.intensity, pixel_mm=float(self.grid["pixel_mm"]), size=int(self.grid["size"]))
+        seen = see(
+            plane,
+            intensity=self.intensity,
+            pixel_mm=float(self.grid["pixel_mm"]),
+            size=int(self.grid["size"]),
+            axes=self.axes,
+        )
         lge = see_lge(seen, intensity=self.intensity)
         mask = lge[role]
         if moved and self.net is not None:

@@ -128,7 +128,7 @@ class PredictConfig(CineConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(ScoreConfig):
+class EvaluateConfig(CineConfig, ScoreConfig):
     """Evaluation."""
 
     refine: int = setting(40, "Steps that make the displacement of each frame better, as in predict.", low=0)
