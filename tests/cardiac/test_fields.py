@@ -89,7 +89,7 @@ def test_minus_the_velocity_leads_back(seed, size):
     velocity = size * torch.nn.functional.interpolate(coarse, (H, W), mode="bicubic")
     window = torch.hann_window(H)[:, None] * torch.hann_window(W)
     there, back = integrate(velocity * window), integrate(-velocity * window)
-    assert compose(there, back).abs().max() < 0.05 * size
+    assert compose(there, back).abs().max() < 0.08 * size
     assert num_folds(there).item() == 0
 
 
