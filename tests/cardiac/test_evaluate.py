@@ -206,3 +206,12 @@ def test_real_pools_carried_from_ed_to_es_stand_beside_those_that_stay(data, mot
     assert not failed
     assert headline(evaluation)["dice_of_unmoved"] == pytest.approx(0.864, abs=0.01)  # the mean over the nine slices
     assert len(rows(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"), [({"anonymous": True}, "--anonymous"), ({"missing": "ignore"}, "--missing")]
+)
+def test_what_is_not_honoured_is_refused(setting, said, tmp_path):
+    with pytest.raises(MedsegError, match=said):
+        evaluate_files(tmp_path, tmp_path, tmp_path / "out", EvaluateConfig(**setting))
+    assert not (tmp_path / "out").exists()

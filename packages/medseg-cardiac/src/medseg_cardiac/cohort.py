@@ -36,7 +36,7 @@ class Slice:
 
     Args:
         case, name: whose, and which.
-        about: ed, es, the roles that it has, and its window.
+        about: ed, es, and the roles that it has.
     """
 
     arrays: Arrays
@@ -71,7 +71,6 @@ class Seen:
     Args:
         frames: (T, h, w) float32, 0 to 1.
         masks: (h, w) bool by role.
-        centre: (h, w) of the left ventricle in the window.
     """
 
     plane: Plane

@@ -6,11 +6,13 @@ Axes: H W S a patient's slices as one volume.
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from medseg_cardiac.cohort import with_phases
 from medseg_cardiac.dataset import Patient, Plane, discover
 from medseg_cardiac.planes import Place, read_cine, read_head, read_mask
 from medseg_cardiac.predict import predict_files
@@ -49,6 +51,7 @@ def evaluate_files(
     Raises:
         MedsegError: nothing to pair, or an output in use.
     """
+    _check_config(config)
     mine, theirs = _entries(pred), _entries(ref)
     both = sorted(mine.keys() & theirs.keys())
     if not both:
@@ -93,6 +96,7 @@ def evaluate_run(
     Raises:
         MedsegError: no patient in that split, or an output in use.
     """
+    _check_config(config)
     _check_out(Path(out), overwrite=overwrite)
     card = read_card(run)
     if card.model not in NAMES:
@@ -100,6 +104,7 @@ def evaluate_run(
             f"{run} holds weights of {card.package}, {card.model}; give a run of `medseg cardiac train-...`"
         )
     wanted, notes = _of_split(discover(data, axes=config.axes), run, split)
+    wanted = [replace(one, planes=tuple(with_phases(one.planes, axes=config.axes))) for one in wanted]
     predictions, failed, pictures = Path(out) / "predictions", {}, []
     if card.model != "registration":
         asked = PredictConfig(axes=config.axes, refine=config.refine, strain=True, contours=True)
@@ -154,6 +159,14 @@ def _scored(
     told = [*notes, *(f"{case} is not scored: {why}" for case, why in failed.items())]
     write_report(Path(out), evaluation, title=title, pictures=pictures, notes=told)
     return evaluation, failed
+
+
+def _check_config(config: EvaluateConfig) -> None:
+    """Shared settings that this package does not honour are refused, not passed over."""
+    if config.anonymous:
+        raise MedsegError("--anonymous would still leave names in pictures here; number the files of the cases instead")
+    if config.missing != "empty":
+        raise MedsegError("--missing ignore means nothing here: a slice without a reference is never scored")
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
