@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from medseg_cardiac.dataset import Patient, discover
-from medseg_cardiac.evaluate import evaluate_run
+from medseg_cardiac.evaluate import evaluate_run, headline
 from medseg_cardiac.phantom import phantom, read_truth
 from medseg_cardiac.predictor import Predictor
 from medseg_cardiac.settings import EvaluateConfig, MotionConfig, RegistrationConfig, SegmentationConfig
@@ -30,7 +30,6 @@ from medseg_cardiac.splits import split
 from medseg_cardiac.strain import joined
 from medseg_cardiac.train import train_motion, train_registration, train_segmentation
 from medseg_core.io import write_text
-from medseg_core.run import read_history
 
 SMALL = {"size": 128, "crop": 96, "patience": 0}
 
@@ -65,11 +64,11 @@ def means(rows: list[dict]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name != "case"}
 
 
-def infarct_dice(data: Path, run: Path, out: Path) -> dict[str, float]:
-    """The headline of an evaluation of held-out patients."""
+def scores(data: Path, run: Path, out: Path) -> dict[str, object]:
+    """The headline of an evaluation of held-out patients, with the trivial answers beside it."""
     evaluation, failed = evaluate_run(data, run, out, EvaluateConfig(workers=1), overwrite=True)
     assert not failed, failed
-    return evaluation.headline()
+    return headline(evaluation)
 
 
 def main() -> None:
@@ -102,15 +101,14 @@ def main() -> None:
     if "registration" in options.only:
         more = {"lr": 1e-3, "val_every": 5, **SMALL, **device}
         train_registration(data, out / "registration", RegistrationConfig(epochs=epochs[1], **more), **how)
-        history = read_history(out / "registration")
-        result["registration"] = {name: history[f"val_{name}"][-1] for name in ("dice", "dice_unmoved")}
+        result["registration"] = scores(data, out / "registration", out / "scores_registration")
         print("registration", result["registration"], flush=True)
     if "infarct" in options.only:
         runs = {"motion": out / "motion", "registration": out / "registration"}
         for sees in ("motion", "ed"):
             more = {"lr": 1e-3, "width": options.width, "val_every": 5, "sees": sees, **SMALL, **device}
             train_segmentation(data, out / f"sees_{sees}", SegmentationConfig(epochs=epochs[2], **more), **runs, **how)
-            result[f"infarct, sees {sees}"] = infarct_dice(data, out / f"sees_{sees}", out / f"scores_{sees}")
+            result[f"infarct, sees {sees}"] = scores(data, out / f"sees_{sees}", out / f"scores_{sees}")
             print(sees, result[f"infarct, sees {sees}"], flush=True)
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
     document = {"command": " ".join(sys.argv), "machine": machine, **result}

@@ -97,3 +97,19 @@ def test_the_middle_counts_most_and_alike_to_all_sides():
     assert bell[16 + 3, 16 - 4].item() == pytest.approx(np.exp(-0.5), rel=1e-5)  # 5 pixels away, one reach
     for turned in (bell.flip(0), bell.flip(1), bell.T):
         assert torch.equal(turned, bell)
+
+
+def test_half_the_bits_are_not_enough_for_a_variance_and_are_not_taken():
+    """Grey values near 1 that vary by 0.03: their variance is smaller than what 16 bits tell apart."""
+    one, other = 0.9 + 0.1 * noise(), 0.9 + 0.1 * noise(seed=1)
+    exact = local_ncc(one, other)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(local_ncc(one, other), exact)
+
+
+def test_what_was_asked_in_inference_first_can_be_learnt_from_later():
+    with torch.inference_mode():
+        local_ncc(noise(size=27), noise(size=27))
+    one = noise(size=27).requires_grad_()
+    local_ncc(one, noise(seed=1, size=27)).mean().backward()
+    assert one.grad.abs().max() > 0

@@ -6,7 +6,7 @@ import torch
 
 from medseg_cardiac.fields import num_folds
 from medseg_cardiac.phantom import displacement, masks, pictures, scan
-from medseg_cardiac.refine import EDGE, refined
+from medseg_cardiac.refine import EDGE, on_splines, refined
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +57,14 @@ def test_a_pair_does_not_depend_on_its_companions(pair):
     two = torch.cat([moving, fixed]), torch.cat([fixed, fixed]), torch.zeros(2, 2, 64, 64)
     alone = refined(moving, fixed, torch.zeros(1, 2, 64, 64), steps=5)
     assert torch.allclose(refined(*two, steps=5)[:1], alone, atol=1e-4)
+
+
+def test_splines_hold_a_turn_and_a_stretch_as_they_are():
+    h, w = torch.meshgrid(torch.arange(50.0), torch.arange(37.0), indexing="ij")
+    flow = torch.stack([0.1 * h - 0.2 * w + 3, 0.3 * h + 0.05 * w])[None]
+    torch.testing.assert_close(on_splines(flow, gap=24), flow, atol=1e-3, rtol=0)
+
+
+def test_splines_let_what_is_finer_than_their_knots_go():
+    noise = torch.randn(1, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert on_splines(noise, gap=24).std() < 0.2

@@ -19,6 +19,7 @@ from medseg_core.store import Arrays, write_arrays
 SIZE, CROP, ED, ES = 96, 64, 1, 4
 POOLS = {"ed": 20.0, "es": 12.0}  # radii
 STRAIGHT = Recipe()
+STILL = np.zeros((2, SIZE, SIZE))
 ALL_ROUND = Recipe(  # every change of place, none of grey values
     **dict.fromkeys(("flip_chance", "rotate_chance", "scale_chance", "shift_chance"), 1.0),
     flip_axes=(0, 1),
@@ -254,7 +255,7 @@ def test_an_infarct_lies_where_its_picture_shows_it(tmp_path):
     frames = np.zeros((6, SIZE, SIZE))
     frames[ED], frames[ES] = infarct, 0.25
     one = packed(tmp_path / "p", frames, myo=myo)
-    source = InfarctSlices([one], [infarct], crop=CROP, how=ALL_ROUND)
+    source = InfarctSlices([one], [infarct], [STILL], crop=CROP, how=ALL_ROUND)
     assert len(source) == 1
     for draw in draws(10):
         sample = source[draw]
@@ -263,9 +264,21 @@ def test_an_infarct_lies_where_its_picture_shows_it(tmp_path):
         assert (sample["infarct"].dtype, sample["infarct"].shape) == (torch.uint8, (1, CROP, CROP))
 
 
+def test_a_displacement_turns_and_grows_with_its_picture(tmp_path):
+    """What lies at x at ED lies 5 pixels down and 3 to the left at ES, in any view."""
+    frames = np.zeros((6, SIZE, SIZE))
+    frames[ED], frames[ES] = disc(12), disc(12, centre=(5, -3))
+    flow = np.stack([np.full((SIZE, SIZE), part) for part in (5.0, -3.0)])
+    source = InfarctSlices([packed(tmp_path / "p", frames, myo=disc(20))], [disc(0)], [flow], crop=CROP, how=ALL_ROUND)
+    for draw in draws(10):
+        sample = source[draw]
+        moved = warp(sample["moving"][None], sample["flow"][None])[0]
+        assert ((moved > 0.5) != (sample["fixed"] > 0.5)).float().mean() < 0.005
+
+
 def test_what_is_called_infarct_outside_the_wall_is_none(tmp_path):
     one = packed(tmp_path / "p", np.zeros((6, SIZE, SIZE)), myo=disc(12))
-    sample = InfarctSlices([one], [disc(20)], crop=CROP, how=STRAIGHT)[Draw(0, 0, 0, 0)]
+    sample = InfarctSlices([one], [disc(20)], [STILL], crop=CROP, how=STRAIGHT)[Draw(0, 0, 0, 0)]
     assert torch.equal(sample["infarct"], sample["myo"])
     np.testing.assert_array_equal(sample["myo"][0], disc(12, size=CROP))
 

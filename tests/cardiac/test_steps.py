@@ -258,14 +258,14 @@ def test_lge_registers_by_its_pattern_though_its_contrast_is_another():
 
 
 class Draws(nn.Module):
-    """Logits that are given, and the order in which the frames came."""
+    """Logits that are given, and in which order frames and displacement came."""
 
     def __init__(self, logits):
         super().__init__()
         self.logits, self.seen = logits, None
 
-    def forward(self, ed, es):
-        self.seen = ed, es
+    def forward(self, ed, es, flow):
+        self.seen = ed, es, flow
         return self.logits
 
 
@@ -273,6 +273,7 @@ def infarct_batch():
     myo, infarct = torch.zeros(2, N, 1, 16, 16, dtype=torch.uint8)
     myo[..., 4:12, 4:12], infarct[..., 4:8, 4:8] = 1, 1
     frames = {"fixed": torch.zeros(N, 1, 16, 16), "moving": torch.ones(N, 1, 16, 16)}
+    frames["flow"] = torch.full((N, 2, 16, 16), 2.0)
     return {**frames, "myo": myo, "infarct": infarct}
 
 
@@ -303,4 +304,4 @@ def test_what_is_said_outside_the_wall_does_not_count():
 def test_the_infarct_net_is_given_end_diastole_first():
     model, batch = Draws(torch.zeros(N, 1, 16, 16)), infarct_batch()
     infarct_step(model, batch, at())
-    assert [frame.mean().item() for frame in model.seen] == [0, 1]  # fixed, then moving
+    assert [frame.mean().item() for frame in model.seen] == [0, 1, 2]  # fixed, moving, displacement

@@ -41,8 +41,8 @@ class Says(nn.Module):
         self.gain = nn.Parameter(torch.ones(()), requires_grad=False)
         self.answers, self.seen = [torch.as_tensor(np.asarray(answer, np.float32))[None] for answer in answers], []
 
-    def forward(self, first, second):
-        self.seen.append((first, second))
+    def forward(self, first, second, *more):
+        self.seen.append((first, second, *more))
         return self.answers[(len(self.seen) - 1) % len(self.answers)] * self.gain
 
 
@@ -141,7 +141,7 @@ def logits(mask):
 
 
 def infarct_score(slices, infarcts, answers):
-    return InfarctValidation(slices, infarcts)(Says(*map(logits, answers)), AT)
+    return InfarctValidation(slices, infarcts, [STILL] * len(slices))(Says(*map(logits, answers)), AT)
 
 
 @pytest.fixture
@@ -187,8 +187,8 @@ def test_what_is_found_outside_the_wall_does_not_count(walls):
 def test_the_infarct_net_is_given_end_diastole_first(tmp_path):
     frames = np.arange(5).reshape(-1, 1, 1) / 8 + np.zeros((5, SIZE, SIZE))
     model = Says(logits(disc(3)))
-    InfarctValidation([packed(tmp_path / "p", frames, myo=disc(9))], [disc(3)])(model, AT)
-    assert [picture.mean().item() for picture in model.seen[0]] == [ED / 8, ES / 8]
+    InfarctValidation([packed(tmp_path / "p", frames, myo=disc(9))], [disc(3)], [shift(2, 2)])(model, AT)
+    assert [picture.mean().item() for picture in model.seen[0]] == [ED / 8, ES / 8, 2]
 
 
 def test_processes_exchange_what_json_holds(heart, walls, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from medseg_cardiac.planes import read_mask
 from medseg_cardiac.segments import aha_segments, cavity_of
 from medseg_cardiac.settings import PredictConfig
 from medseg_cardiac.strain import Strain, mean_strain
-from medseg_cardiac.tracking import carried_points, cycle
+from medseg_cardiac.tracking import carried_points, cycle, systole
 from medseg_core.checkpoint import Card, load_model
 from medseg_core.device import autocast, choose_device, choose_precision
 from medseg_core.errors import MedsegError
@@ -137,10 +137,16 @@ class Predictor:
         probs = None
         if self.finds_infarct:
             ed, es = (torch.from_numpy(seen.frames[t])[None, None].to(self.device) for t in (seen.ed, seen.es))
+            flow = torch.from_numpy(self._systole(seen))[None].to(self.device)
             with torch.no_grad(), autocast(self.device, self.precision):
-                probs = self.net(ed, es)[0, 0].float().sigmoid().cpu().numpy()
+                probs = self.net(ed, es, flow)[0, 0].float().sigmoid().cpu().numpy()
         flows = self._cycle(seen) if track else None
         return Found(seen, probs, flows)
+
+    def _systole(self, seen: Seen) -> np.ndarray:
+        """What the U-Net sees: refined as it was for its training, whatever `--refine` says."""
+        how = {"precision": self.precision, "refine": self.net.refine, "myo": seen.masks["myo"]}
+        return systole(self.motion, seen.frames, ed=seen.ed, es=seen.es, **how)
 
     def _cycle(self, seen: Seen) -> np.ndarray:
         how = {"precision": self.precision, "refine": self.config.refine, "myo": seen.masks["myo"]}

@@ -1,4 +1,4 @@
-"""LGE and its masks on the grid of the cine, by the registration net, or by geometry alone.
+"""LGE and its masks on the grid of the cine, by the registration net and a refinement, or by geometry alone.
 
 Axes: H W the plane of the cine, h w the window.
 """
@@ -6,12 +6,12 @@ Axes: H W the plane of the cine, h w the window.
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from medseg_cardiac.cohort import Seen, see, see_lge
+from medseg_cardiac.alignment import aligned
+from medseg_cardiac.cohort import see, see_lge
 from medseg_cardiac.dataset import Plane
 from medseg_cardiac.train import load_of
-from medseg_cardiac.validation import as_picture, warped_mask
+from medseg_cardiac.validation import warped_mask
 from medseg_core.checkpoint import read_card
 from medseg_core.errors import MedsegError
 
@@ -52,10 +52,5 @@ class Registered:
         lge = see_lge(seen, intensity=self.intensity)
         mask = lge[role]
         if moved and self.net is not None:
-            mask = warped_mask(mask, self._flow(seen, lge["lge"]))
+            mask = warped_mask(mask, aligned(self.net, lge["lge"], seen.frames[seen.ed]))
         return seen.window.home(mask.astype(np.float32), seen.cine.frames.shape[1:]) >= 0.5
-
-    def _flow(self, seen: Seen, lge: np.ndarray) -> torch.Tensor:
-        assert self.net is not None
-        with torch.no_grad():
-            return self.net(as_picture(lge, self.net), as_picture(seen.frames[seen.ed], self.net))

@@ -200,23 +200,25 @@ class RegistrationPairs:
 
 
 class InfarctSlices:
-    """The frames at ED and ES, (1, h, w) each, the infarct (1, h, w) where the cine has it, and the myocardium.
+    """The frames at ED and ES, (1, h, w) each, the displacement from one to the other, infarct and myocardium.
 
     Args:
         infarcts: (h, w) bool of each slice, in the window of its cine.
+        flows: (D, h, w) of each slice, ED to ES, in pixels of the window.
     """
 
     def __init__(
         self,
         slices: Sequence[Slice],
         infarcts: Sequence[np.ndarray],
+        flows: Sequence[np.ndarray],
         *,
         crop: int,
         how: augment.Recipe,
         shading: float = 0.0,
         identity: str = "",
     ) -> None:
-        self.slices, self.infarcts = list(slices), list(infarcts)
+        self.slices, self.infarcts, self.flows = list(slices), list(infarcts), list(flows)
         self.crop, self.how, self.shading, self.identity = crop, how, shading, identity
 
     def __len__(self) -> int:
@@ -226,12 +228,14 @@ class InfarctSlices:
         one, rng = self.slices[draw.index], draw.numpy()
         view = view_of(one.frames.shape[-1], self.crop, self.how, rng, shading=self.shading)
         ed, es = (one.frames[one.about[phase]] for phase in ("ed", "es"))
-        taken = view.take([ed, es, self.infarcts[draw.index], one.mask("myo")])
+        taken = view.take([ed, es, self.infarcts[draw.index], one.mask("myo"), *self.flows[draw.index]])
         pictures = view.shade(taken[:2])
-        infarct, myo = (torch.from_numpy((mask >= 0.5).astype(np.uint8))[None] for mask in taken[2:])
+        infarct, myo = (torch.from_numpy((mask >= 0.5).astype(np.uint8))[None] for mask in taken[2:4])
+        flow = np.einsum("ij,jhw->ihw", np.linalg.inv(view.matrix), np.stack(taken[4:]))
         return {
             "moving": torch.from_numpy(pictures[1:]),
             "fixed": torch.from_numpy(pictures[:1]),
+            "flow": torch.from_numpy(flow.astype(np.float32)),
             "infarct": infarct & myo,
             "myo": myo,
         }

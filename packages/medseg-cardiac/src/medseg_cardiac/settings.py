@@ -103,6 +103,9 @@ class SegmentationConfig(FitConfig):
     sees: Literal["motion", "ed"] = setting(
         "motion", "What the U-Net is given beside the frame at ED: motion, or nothing, to know what motion is worth."
     )
+    refine: int = setting(
+        40, "Steps that make the displacement better before the U-Net sees it; 0 leaves it to the motion net.", low=0
+    )
     patience: int = setting(15, "Stop after so many validations without gain, 0 for never.", low=0, exact=False)
 
 

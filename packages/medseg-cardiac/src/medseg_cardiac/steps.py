@@ -89,7 +89,7 @@ class RegistrationStep:
 
 def infarct_step(model: nn.Module, batch: Batch, _: At) -> Mapping[str, Tensor]:
     """Half soft Dice and half focal loss (Lin et al., 2017) of infarct; beyond the myocardium it cannot be."""
-    logits = model(batch["fixed"], batch["moving"])
+    logits = model(batch["fixed"], batch["moving"], batch["flow"])
     logits = logits.masked_fill(batch["myo"] == 0, NOTHING)
     dice = multilabel_dice(logits, batch["infarct"])
     focal = multilabel_focal(logits, batch["infarct"], alpha=FOCAL_ALPHA)

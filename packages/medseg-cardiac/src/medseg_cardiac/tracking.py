@@ -4,6 +4,8 @@ Axes: T frames, H W a plane, P points (h, w) in pixels; D the two components of 
 moves along array axis i. A displacement lives on the plane whose points it carries.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from scipy.ndimage import map_coordinates
@@ -49,6 +51,11 @@ def cycle(
             flow[..., *box] = refined(*parts, steps=refine, diffeomorphic=getattr(model, "diffeomorphic", False))
         flows[some] = flow.cpu().numpy()
     return flows
+
+
+def systole(model: nn.Module, frames: np.ndarray, *, ed: int, es: int, **how: Any) -> np.ndarray:
+    """(D, H, W): `cycle` of the frames at ED and ES alone."""
+    return cycle(model, frames[[ed, es]], 0, **how)[1]
 
 
 def _box_about(mask: np.ndarray) -> tuple[slice, slice]:

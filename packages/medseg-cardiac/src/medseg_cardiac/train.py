@@ -14,16 +14,17 @@ import torch
 from torch import nn
 
 from medseg_cardiac import __version__
+from medseg_cardiac.alignment import aligned
 from medseg_cardiac.cohort import Slice, divided, identity, pack
 from medseg_cardiac.models import MODELS
 from medseg_cardiac.samples import InfarctSlices, MotionPairs, RegistrationPairs
 from medseg_cardiac.settings import FitConfig, MotionConfig, RegistrationConfig, SegmentationConfig
 from medseg_cardiac.steps import MotionStep, RegistrationStep, infarct_step
+from medseg_cardiac.tracking import systole
 from medseg_cardiac.validation import (
     InfarctValidation,
     MotionValidation,
     RegistrationValidation,
-    as_picture,
     warped_mask,
 )
 from medseg_core.augment import recipe
@@ -100,9 +101,16 @@ def train_segmentation(
             part: [infarct_of(one, register) for one in track(job.parts[part], f"Infarcts of {part} to the cine")]
             for part in ("train", "val")
         }
+        flows = {part: _flows(job.parts[part], motion, config) for part in ("train", "val")}
         told = hashlib.sha256(b"".join(np.packbits(mask).tobytes() for mask in infarcts["train"])).hexdigest()
-        samples = InfarctSlices(job.parts["train"], infarcts["train"], **job.views(more=told))
-        arguments = {"in_channels": 4, "num_classes": 1, "width": config.width, "sees": config.sees}
+        samples = InfarctSlices(job.parts["train"], infarcts["train"], flows["train"], **job.views(more=told))
+        arguments = {
+            "in_channels": 4,
+            "num_classes": 1,
+            "width": config.width,
+            "sees": config.sees,
+            "refine": config.refine,
+        }
         card = job.card(
             "cascade",
             {**arguments, "motion": dict(seen.arguments)},
@@ -112,18 +120,32 @@ def train_segmentation(
             labels=INFARCT,
         )
         _check_pixels(seen, card, motion)
-        validation = InfarctValidation(job.parts["val"], infarcts["val"])
+        validation = InfarctValidation(job.parts["val"], infarcts["val"], flows["val"])
         return job.fit(card, infarct_step, samples, validation, begin=partial(_with_motion, motion=motion))
 
 
 def infarct_of(one: Slice, register: nn.Module | None) -> np.ndarray:
-    """(h, w) bool, the infarct drawn on LGE where the cine has it, inside the cine's myocardium."""
+    """(h, w) bool, the infarct drawn on LGE where the cine has it, inside the cine's myocardium.
+
+    Where the wall is drawn on both, it helps to bring one to the other; `evaluate` never lets it.
+    """
     mask = one.mask("lge_mi")
     if register is not None and one.has("lge"):
-        with torch.no_grad():
-            flow = register(as_picture(one.lge, register), as_picture(one.frames[one.about["ed"]], register))
-        mask = warped_mask(mask, flow)
+        walls = (one.mask("lge_myo"), one.mask("myo")) if one.has("lge_myo") else ()
+        mask = warped_mask(mask, aligned(register, one.lge, one.frames[one.about["ed"]], walls=walls))
     return mask & one.mask("myo")
+
+
+def _flows(slices: Sequence[Slice], motion: Path, config: SegmentationConfig) -> list[np.ndarray]:
+    """(D, h, w) float16 from ED to ES of each slice."""
+    if config.sees == "ed":
+        return [np.zeros((2, *one.frames.shape[1:]), np.float16) for one in slices]
+    net = load_of(motion, "motion")
+    found = []
+    for one in track(slices, "Motion of slices"):
+        how = {"ed": one.about["ed"], "es": one.about["es"], "refine": config.refine, "myo": one.mask("myo")}
+        found.append(systole(net, one.frames, **how).astype(np.float16))
+    return found
 
 
 def card_of(path: Path, kind: str) -> Card:

@@ -65,10 +65,11 @@ class InfarctValidation:
 
     Args:
         infarcts: (h, w) bool of each slice.
+        flows: (D, h, w) of each slice, ED to ES.
     """
 
-    def __init__(self, slices: Sequence[Slice], infarcts: Sequence[np.ndarray]) -> None:
-        self.slices, self.infarcts = list(slices), list(infarcts)
+    def __init__(self, slices: Sequence[Slice], infarcts: Sequence[np.ndarray], flows: Sequence[np.ndarray]) -> None:
+        self.slices, self.infarcts, self.flows = list(slices), list(infarcts), list(flows)
 
     def __call__(self, model: nn.Module, at: At) -> Score:
         """See `medseg_core.trainer.Validate`."""
@@ -85,7 +86,8 @@ class InfarctValidation:
     def _row(self, model: nn.Module, number: int) -> dict[str, object]:
         one = self.slices[number]
         ed, es = (as_picture(one.frames[one.about[phase]], model) for phase in ("ed", "es"))
-        found = (model(ed, es)[0, 0] > 0).cpu().numpy() & one.mask("myo")
+        flow = torch.from_numpy(self.flows[number].astype(np.float32)).to(ed.device)[None]
+        found = (model(ed, es, flow)[0, 0] > 0).cpu().numpy() & one.mask("myo")
         true = self.infarcts[number] & one.mask("myo")
         counts = [int((found & true).sum()), int(found.sum()), int(true.sum())]
         return {"case": one.case, "counts": counts}

@@ -30,6 +30,7 @@ class Cascade(nn.Module):
         num_classes: K.
         width: of the U-Net.
         motion: arguments of the motion net.
+        refine: steps of `refine.refined` that the displacement had which the U-Net was trained on.
         sees: "motion", or "ed": the same network with zeros for displacement and gradient, which tells what motion
             is worth.
 
@@ -44,21 +45,27 @@ class Cascade(nn.Module):
         *,
         width: int = 64,
         motion: Mapping[str, Any] | None = None,
+        refine: int = 0,
         sees: str = "motion",
     ) -> None:
         super().__init__()
         if in_channels != 4 or sees not in SEES:
             raise MedsegError(f"a cascade has 4 channels and sees motion or ed, got {in_channels} and {sees!r}")
-        self.sees = sees
+        self.sees, self.refine = sees, refine
         self.motion = freeze(Motion(**(motion or {})))
         self.segment = AttentionUNet(in_channels, num_classes, width=width)
 
-    def forward(self, ed_N1HW: Tensor, es_N1HW: Tensor) -> Tensor:
-        """See the class."""
+    def forward(self, ed_N1HW: Tensor, es_N1HW: Tensor, flow_NDHW: Tensor | None = None) -> Tensor:
+        """See the class.
+
+        Args:
+            flow_NDHW: (N, 2, H, W) the displacement from end-diastole to end-systole, where it is better known than by
+                the motion net alone: see `tracking.systole`, which `refine` is for.
+        """
         with torch.no_grad():
             if self.sees == "ed":
                 rest_N3HW = torch.zeros_like(ed_N1HW).expand(-1, 3, -1, -1)
             else:
-                flow_NDHW = self.motion(es_N1HW, ed_N1HW)
+                flow_NDHW = self.motion(es_N1HW, ed_N1HW) if flow_NDHW is None else flow_NDHW
                 rest_N3HW = torch.cat([flow_NDHW, gradient_norm(flow_NDHW)], 1)
         return self.segment(torch.cat([ed_N1HW, rest_N3HW.to(ed_N1HW.dtype)], 1))
