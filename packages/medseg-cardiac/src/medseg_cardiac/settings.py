@@ -107,6 +107,12 @@ class SegmentationConfig(FitConfig):
         40, "Steps that make the displacement better before the U-Net sees it; 0 leaves it to the motion net.", low=0
     )
     patience: int = setting(15, "Stop after so many validations without gain, 0 for never.", low=0, exact=False)
+    rotate_chance: float | None = setting(1.0, "Chance to rotate.", low=0, high=1)
+    rotate_degrees: float | None = setting(180.0, "Largest angle; an infarct may be on any side.", low=0, high=180)
+    flip_chance: float | None = setting(0.5, "Chance to mirror, along each axis.", low=0, high=1)
+    flip_axes: tuple[int, ...] | None = setting((0, 1), "Axes that may be mirrored, from 0.", low=0, high=1)
+    scale_chance: float | None = setting(0.5, "Chance to enlarge or shrink.", low=0, high=1)
+    scale_range: tuple[float, float] | None = setting((0.85, 1.2), "Smallest and largest factor.", low=0.1, high=10)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,174 @@
+"""Fitting of shapes: the decoder that they share and a latent for each, into a run folder."""
+
+import csv
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medseg_core.cases import Case, write_split
+from medseg_core.checkpoint import Card, load_model
+from medseg_core.device import choose_device
+from medseg_core.distributed import from_first, gather, share
+from medseg_core.draw import Batch
+from medseg_core.errors import MedsegError, meant
+from medseg_core.io import write_text
+from medseg_core.losses import multilabel_dice, multilabel_focal
+from medseg_core.run import RunFolder
+from medseg_core.trainer import At, Result, Score, Trainer
+from medseg_near import __version__
+from medseg_near.models import MODELS
+from medseg_near.models.field import Shapes
+from medseg_near.occupancy import asking, cube, narrow
+from medseg_near.points import CPU_POINTS, Points, expected_positives, frame_of, inside, picture_at
+from medseg_near.settings import FitConfig
+from medseg_near.shapes import Shape, label_of, read_shapes
+
+PACKAGE = "medseg-near"
+ROOM = 1.1  # of the largest structure's half box: what lies outside is learnt too
+FOCAL_ALPHA = 0.25
+
+log = logging.getLogger(__name__)
+
+
+def fit(
+    cache: Path, out: Path, config: FitConfig, *, resume: str = "", overwrite: bool = False, only: Sequence[str] = ()
+) -> Result:
+    """Fits the shapes of a cache; `latents.csv` then says each case's numbers.
+
+    Args:
+        cache: what `prepare` made.
+        out: becomes a run folder.
+        resume: "last" goes on, a path goes on from a kept checkpoint, "" begins.
+        only: ids of the shapes to take.
+
+    Raises:
+        MedsegError: no shapes, no CT where appearance is wanted, a folder in use.
+    """
+    shapes = read_shapes(cache)
+    for name in set(only) - {shape.id for shape in shapes}:
+        raise MedsegError(f"{cache} has no shape {name!r}{meant(name, (shape.id for shape in shapes))}")
+    shapes = [shape for shape in shapes if not only or shape.id in only]
+    _check(shapes, config)
+    run = RunFolder.open(out, config, resume=resume, overwrite=overwrite, inputs=(cache,))
+    with run.held():
+        half_mm = ROOM * max(shape.half_mm for shape in shapes)
+        trainer, samples = _prepared(shapes, run, config, half_mm=half_mm, label=label_of(cache))
+        cases = [Case(shape.id, {}, split="train") for shape in shapes]
+        from_first(lambda: write_split(run.path / "split.json", cases, seed=config.seed))
+        result = trainer.fit(samples, Validation(shapes, config))
+        model, _ = load_model(run.path, MODELS)
+        from_first(lambda: write_latents(run.path / "latents.csv", shapes, model))
+    return result
+
+
+def _prepared(
+    shapes: Sequence[Shape], run: RunFolder, config: FitConfig, *, half_mm: float, label: str
+) -> tuple[Trainer, Points]:
+    arguments: dict[str, Any] = {"num_cases": len(shapes), "in_channels": int(config.appearance), "num_classes": 1}
+    arguments |= {"half_mm": half_mm, "latent": config.latent, "net": config.net}
+    card = Card(
+        package=PACKAGE,
+        version=__version__,
+        model="shapes",
+        arguments=arguments,
+        inputs=("case", "points", *(("ct",) if config.appearance else ())),
+        head="sigmoid",
+        channels=(1,),
+        labels={1: "structure"},
+        grid={"half_mm": half_mm, "label": label},
+    )
+    torch.manual_seed(config.seed)
+    trainer = Trainer(Shapes(**arguments), FieldStep(config), config=config, card=card, run=run)
+    on_cpu = choose_device(config.device).type == "cpu"
+    num_points = config.points or (CPU_POINTS if on_cpu else config.resolution**3)
+    samples = Points(shapes, config, half_mm=half_mm, num_points=num_points)
+    told = expected_positives(shapes[0], config, half_mm=half_mm, share=config.curriculum[0])
+    log.info("%d shapes in cubes of %.0f mm, %d points each", len(shapes), 2 * half_mm, num_points)
+    log.info("by geometry %.1f %% of the first points of %s are inside", 100 * told, shapes[0].id)
+    return trainer, samples
+
+
+class FieldStep:
+    """Soft Dice and focal loss at the points of each case, and the length of the latents."""
+
+    def __init__(self, config: FitConfig) -> None:
+        self.config = config
+
+    def __call__(self, model: nn.Module, batch: Batch, _: At) -> Mapping[str, Tensor]:
+        """See `medseg_core.trainer.Step`."""
+        config, wanted_NKP = self.config, batch["inside"][:, None]
+        logits_NP, latent_NL = model(batch["case"], batch["points"], batch.get("picture"))
+        logits_NKP = logits_NP[:, None]
+        parts = {
+            "dice_loss": multilabel_dice(logits_NKP, wanted_NKP),
+            "focal": multilabel_focal(logits_NKP, wanted_NKP, gamma=config.gamma, alpha=FOCAL_ALPHA),
+            "latent": latent_NL.float().norm(dim=1).mean(),
+        }
+        loss = config.dice * parts["dice_loss"] + config.focal * parts["focal"] + config.penalty * parts["latent"]
+        with torch.no_grad():
+            both = ((logits_NP > 0) & (wanted_NKP[:, 0] > 0.5)).sum()
+            hard = 2 * both / ((logits_NP > 0).sum() + (wanted_NKP > 0.5).sum()).clamp(min=1)
+        return {"loss": loss, **parts, "dice": hard, "positives": batch["inside"].mean()}
+
+
+class Validation:
+    """Mean Dice of shapes on the whole cube, every point alike, which is never how points are drawn for training."""
+
+    def __init__(self, shapes: Sequence[Shape], config: FitConfig) -> None:
+        num = config.num_scored or len(shapes)
+        self.rows = sorted({round(i) for i in np.linspace(0, len(shapes) - 1, min(num, len(shapes)))})
+        self.shapes, self.resolution = list(shapes), config.resolution
+
+    def __call__(self, model: nn.Module, at: At) -> Score:
+        """See `medseg_core.trainer.Validate`."""
+        parts = gather([cube_dice(model, self.shapes[row], row, self.resolution) for row in share(self.rows)])
+        dice = [value for part in parts for value in part]
+        return Score(float(np.mean(dice)), {"dice": float(np.mean(dice)), "dice_worst": float(np.min(dice))})
+
+
+def cube_dice(model: Shapes, shape: Shape, row: int, resolution: int) -> float:
+    """Dice of a fitted shape with its label on the uniform grid of the cube."""
+    latent = model.latents.weight[row].detach()
+    return dice_on_cube(model, latent, shape, resolution)
+
+
+def dice_on_cube(model: Shapes, latent: Tensor, shape: Shape, resolution: int) -> float:
+    """Dice of a latent's shape with a label, on `resolution`^3 points of the cube."""
+    frame, grid = frame_of(shape, model.half_mm), cube(resolution)
+    size = (resolution,) * 3
+    every = np.stack(np.meshgrid(*(np.linspace(-1, 1, resolution),) * 3, indexing="ij"), -1).reshape(-1, 3)
+    true = inside(np.asarray(shape.label), frame.voxels(every)).reshape(size)
+    look = None if shape.image is None or not model.decoder.in_channels else _looking(shape, frame, grid)
+    found, _ = narrow(asking(model, latent, grid, look), size, seed=true)
+    total = int(found.sum()) + int(true.sum())
+    return 2 * int((found & true).sum()) / total if total else 0.0
+
+
+def _looking(shape: Shape, frame: Any, grid: Any) -> Any:
+    return lambda voxels: picture_at(shape, frame.voxels(grid.points(voxels.astype(float))))
+
+
+def write_latents(path: Path, shapes: Sequence[Shape], model: Shapes) -> None:
+    """One row a case: its id, and the numbers of its latent."""
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["case", *(f"z{i}" for i in range(model.latents.embedding_dim))])
+    for shape, latent in zip(shapes, model.latents.weight.detach().cpu().numpy(), strict=True):
+        rows.writerow([shape.id, *(f"{value:.9g}" for value in latent)])
+    write_text(path, text.getvalue())
+
+
+def _check(shapes: Sequence[Shape], config: FitConfig) -> None:
+    if not shapes:
+        raise MedsegError("there is no shape to fit; prepare some first")
+    if len(shapes) == 1:
+        log.warning("a single shape teaches no shape model: what comes out can only repeat it")
+    bare = [shape.id for shape in shapes if shape.image is None]
+    if config.appearance and bare:
+        raise MedsegError(f"{bare[0]} has no CT, so --appearance cannot see it; prepare with --images")

@@ -1,0 +1,117 @@
+"""Refinement of labels: on their own grids, told change by change, and never further than is allowed."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from tests.near.conftest import TURNED, ball_of
+
+from medseg_core.errors import MedsegError
+from medseg_core.io import read_volume, write_volume
+from medseg_core.volume import Volume
+from medseg_near import refine as module
+from medseg_near.models.field import Shapes
+from medseg_near.refine import Refiner, refine_files
+from medseg_near.settings import RefineConfig
+
+CONFIG = RefineConfig(fit_steps=2, fit_points=256, margin_mm=4, device="cpu")
+
+
+class Ball(Shapes):
+    """A field that is a ball of 6 mm about the middle."""
+
+    def __init__(self):
+        super().__init__(1, latent=8, half_mm=9.0)
+        self.decoder.maps = lambda latent: [latent]
+        self.decoder.at = lambda maps, points, picture=None: 2 * (6 - 9 * points.norm(dim=-1)) + 0 * maps[0].sum()
+
+
+@pytest.fixture
+def ball(monkeypatch):
+    """Every run's model is the ball."""
+    load = module.load_model
+    monkeypatch.setattr(module, "load_model", lambda run, models: (Ball().eval(), load(run, models)[1]))
+
+
+def table(out):
+    with (out / "changes.csv").open(newline="") as stream:
+        return {row["case"]: row for row in csv.DictReader(stream)}
+
+
+def test_a_case_of_the_run_keeps_its_latent_and_a_new_one_is_fitted(balls, run, tmp_path):
+    outcome = refine_files([balls], run, tmp_path / "out", CONFIG)
+    assert len(outcome.done) == 3
+    origins = {case: row["latent"] for case, row in table(tmp_path / "out").items()}
+    assert origins == {"ball_5": "stored", "ball_6": "stored", "ball_7": "fitted"}
+    known = Refiner(run, RefineConfig(known=False, device="cpu")).known
+    assert known == {}
+
+
+def test_a_result_lies_on_the_grid_of_its_label(ball, balls, run, tmp_path):
+    refine_files([balls], run, tmp_path / "out", CONFIG)
+    true = ball_of(6.0)
+    for radius_mm in (5, 6, 7):
+        found = read_volume(tmp_path / "out" / f"ball_{radius_mm}.nii.gz")
+        np.testing.assert_allclose(found.affine, TURNED, atol=1e-6)
+        both = (found.voxels > 0) & true
+        assert 2 * both.sum() / ((found.voxels > 0).sum() + true.sum()) > 0.9
+
+
+def test_the_map_of_changes_undone_is_the_input(ball, balls, run, tmp_path):
+    refine_files([balls], run, tmp_path / "out", CONFIG)
+    change = read_volume(tmp_path / "out" / "changes" / "ball_7.nii.gz").voxels
+    after = read_volume(tmp_path / "out" / "ball_7.nii.gz").voxels > 0
+    np.testing.assert_array_equal(after ^ (change != 0), ball_of(7))
+    assert change.min() < -0.9
+    assert not (change > 0).any()
+
+
+def test_a_change_beyond_the_bound_is_not_made(ball, balls, run, tmp_path):
+    refine_files([balls], run, tmp_path / "out", RefineConfig(**{**vars(CONFIG), "max_change": "10%"}))
+    kept = read_volume(tmp_path / "out" / "ball_7.nii.gz").voxels > 0
+    np.testing.assert_array_equal(kept, ball_of(7))
+    rows = table(tmp_path / "out")
+    assert "removed" in rows["ball_7"]["flag"]
+    assert rows["ball_6"]["flag"] == ""
+    assert "ball_7 was left as it was" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_cube_brought_to_the_voxels_says_the_same(ball, balls, run, tmp_path):
+    refine_files([balls], run, tmp_path / "native", CONFIG)
+    refine_files([balls], run, tmp_path / "cube", RefineConfig(**{**vars(CONFIG), "resolution": 64}))
+    for radius_mm in (5, 7):
+        one, other = (
+            read_volume(tmp_path / name / f"ball_{radius_mm}.nii.gz").voxels > 0 for name in ("native", "cube")
+        )
+        assert (one != other).sum() < 0.05 * one.sum()
+
+
+def test_probabilities_are_those_of_the_field(ball, balls, run, tmp_path):
+    refine_files([balls], run, tmp_path / "out", RefineConfig(**{**vars(CONFIG), "save_prob": True}))
+    probs = read_volume(tmp_path / "out" / "probs" / "ball_6.nii.gz").voxels
+    mask = read_volume(tmp_path / "out" / "ball_6.nii.gz").voxels
+    np.testing.assert_array_equal(probs >= 0.5, mask > 0)
+    assert probs.max() == pytest.approx(torch.sigmoid(torch.tensor(12.0)).item(), abs=1e-3)
+
+
+def test_a_higher_threshold_takes_less(ball, balls, run, tmp_path):
+    for threshold in (0.1, 0.9):
+        refine_files([balls], run, tmp_path / str(threshold), RefineConfig(**{**vars(CONFIG), "threshold": threshold}))
+    low, high = (read_volume(tmp_path / t / "ball_6.nii.gz").voxels.sum() for t in ("0.1", "0.9"))
+    assert low > high > 0
+
+
+def test_a_case_that_fails_costs_only_itself(ball, balls, run, tmp_path):
+    for file in balls.iterdir():
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        (tmp_path / "labels" / file.name).write_bytes(file.read_bytes())
+    write_volume(Volume(np.zeros((8, 8, 8), np.uint8), TURNED), tmp_path / "labels" / "bare.nii.gz")
+    outcome = refine_files([tmp_path / "labels"], run, tmp_path / "out", CONFIG)
+    assert len(outcome.done) == 3
+    assert "no voxel of id 3" in outcome.failed["bare"]
+
+
+def test_a_bound_without_a_unit_is_refused(run):
+    with pytest.raises(MedsegError, match="a number with its unit"):
+        Refiner(run, RefineConfig(max_change="20"))
