@@ -8,8 +8,10 @@ from torch import nn
 
 from medseg_cardiac import train as module
 from medseg_cardiac.cohort import slices_of
+from medseg_cardiac.dataset import discover
 from medseg_cardiac.models import MODELS
-from medseg_cardiac.settings import MotionConfig, RegistrationConfig, SegmentationConfig
+from medseg_cardiac.predictor import Predictor
+from medseg_cardiac.settings import MotionConfig, PredictConfig, RegistrationConfig, SegmentationConfig
 from medseg_cardiac.tracking import dice_of
 from medseg_cardiac.train import infarct_of, train_motion, train_registration, train_segmentation
 from medseg_core.checkpoint import Card, load_model, read_card, save_model
@@ -140,3 +142,16 @@ def test_motion_learnt_on_other_pixels_is_refused_with_the_flag_that_mends_it(co
 def test_defaults_are_the_ones_of_the_task():
     infarct = SegmentationConfig()
     assert (infarct.size, infarct.width, infarct.epochs, infarct.optimizer) == (256, 64, 100, "adamw")
+
+
+def test_prediction_shows_the_net_the_displacement_that_training_showed_it(cohort, run, motion, monkeypatch):
+    """Up to the rounding of a cache that holds 16 bits."""
+    one = slices_of(run / "cache" / "p0000")[0]
+    (trained,) = module._flows([one], motion, SegmentationConfig())
+    predictor = Predictor(run, config=PredictConfig(refine=0, device="cpu", precision="fp32"))
+    seen = []
+    forward = predictor.net.segment.forward
+    monkeypatch.setattr(predictor.net.segment, "forward", lambda x: seen.append(x) or forward(x))
+    predictor.slice(discover(cohort)[0].planes[0], track=False)
+    np.testing.assert_allclose(seen[0][0, 1:3].numpy(), trained, atol=0.05)
+    assert np.abs(trained).max() > 0.5

@@ -137,16 +137,19 @@ class Predictor:
         probs = None
         if self.finds_infarct:
             ed, es = (torch.from_numpy(seen.frames[t])[None, None].to(self.device) for t in (seen.ed, seen.es))
-            flow = torch.from_numpy(self._systole(seen))[None].to(self.device)
+            flow = self._systole(seen)
             with torch.no_grad(), autocast(self.device, self.precision):
                 probs = self.net(ed, es, flow)[0, 0].float().sigmoid().cpu().numpy()
         flows = self._cycle(seen) if track else None
         return Found(seen, probs, flows)
 
-    def _systole(self, seen: Seen) -> np.ndarray:
-        """What the U-Net sees: refined as it was for its training, whatever `--refine` says."""
+    def _systole(self, seen: Seen) -> torch.Tensor | None:
+        """What the U-Net sees, refined as for its training, whatever `--refine` says; None where it sees none."""
+        if self.net.sees == "ed":
+            return None
         how = {"precision": self.precision, "refine": self.net.refine, "myo": seen.masks["myo"]}
-        return systole(self.motion, seen.frames, ed=seen.ed, es=seen.es, **how)
+        flow = systole(self.motion, seen.frames, ed=seen.ed, es=seen.es, **how)
+        return torch.from_numpy(flow)[None].to(self.device)
 
     def _cycle(self, seen: Seen) -> np.ndarray:
         how = {"precision": self.precision, "refine": self.config.refine, "myo": seen.masks["myo"]}
