@@ -15,7 +15,7 @@ from medseg_near.models.field import Shapes
 from medseg_near.refine import Refiner, refine_files
 from medseg_near.settings import RefineConfig
 
-CONFIG = RefineConfig(fit_steps=2, fit_points=256, margin_mm=4, device="cpu")
+CONFIG = RefineConfig(fit_steps=2, fit_points=256, margin_mm=4, max_change="none", device="cpu")
 
 
 class Ball(Shapes):
@@ -115,3 +115,13 @@ def test_a_case_that_fails_costs_only_itself(ball, balls, run, tmp_path):
 def test_a_bound_without_a_unit_is_refused(run):
     with pytest.raises(MedsegError, match="a number with its unit"):
         Refiner(run, RefineConfig(max_change="20"))
+
+
+def test_a_model_that_sees_nothing_deletes_nothing(balls, run, tmp_path):
+    """After one epoch it says "outside" everywhere."""
+    refine_files(
+        [balls], run, tmp_path / "out", RefineConfig(**{**vars(CONFIG), "max_change": RefineConfig.max_change})
+    )
+    kept = read_volume(tmp_path / "out" / "ball_5.nii.gz").voxels > 0
+    np.testing.assert_array_equal(kept, ball_of(5))
+    assert "the result is empty" in table(tmp_path / "out")["ball_5"]["flag"]

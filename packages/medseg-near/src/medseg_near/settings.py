@@ -65,7 +65,7 @@ class RefineConfig:
     known: bool = setting(True, "Use the latent that the run has of a case; else fit every case anew.")
     threshold: float = setting(0.5, "Probability from which a point is inside.", low=0.01, high=0.99)
     max_change: str = setting(
-        "none", "How much may change, as 20% of the volume, 5mm, or 20%,5mm; beyond it a case is left as it was."
+        "50%", "How much may change, as 20% of the volume, 5mm, 20%,5mm, or none; beyond it a case is left as it was."
     )
     save_prob: bool = setting(False, "Also write probabilities, for every voxel of the crop.")
     margin_mm: float = setting(10.0, "Room on every side of the structure, in mm.", low=0, high=200)
