@@ -147,7 +147,7 @@ def fold_of(data: Path, out: Path, held_out: str, names: list[str], config: Moti
 
 
 def told(results: dict[str, list[dict]]) -> dict:
-    """A row for each method, ours as the mean over seeds, and what the network and its refinement are better by."""
+    """A row for each method and seed, and what the means over seeds of network and refinement are better by."""
     dice = {name: np.array([row["dice"] for row in rows]) for name, rows in results.items()}
     means = {way: np.mean([dice[name] for name in dice if name.startswith(way)], 0) for way in OURS}
     table = {}

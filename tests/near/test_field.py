@@ -48,6 +48,7 @@ def test_the_counts_are_those_of_the_original():
 
 def test_a_triplane_costs_so_much_more():
     assert count(Triplane()) == 1_949_808
+    assert count(Decoder(net="triplane")) == 2_841_201
 
 
 def test_maps_have_four_sizes():

@@ -1,16 +1,19 @@
 """Refinement of labels: on their own grids, told change by change, and never further than is allowed."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from tests.near.conftest import TURNED, ball_of
 
+from medseg_core.checkpoint import load_model, save_model
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_volume, write_volume
 from medseg_core.volume import Volume
 from medseg_near import refine as module
+from medseg_near.models import MODELS
 from medseg_near.models.field import Shapes
 from medseg_near.refine import Refiner, refine_files
 from medseg_near.settings import RefineConfig
@@ -125,3 +128,32 @@ def test_a_model_that_sees_nothing_deletes_nothing(balls, run, tmp_path):
     kept = read_volume(tmp_path / "out" / "ball_5.nii.gz").voxels > 0
     np.testing.assert_array_equal(kept, ball_of(5))
     assert "the result is empty" in table(tmp_path / "out")["ball_5"]["flag"]
+
+
+def test_probabilities_do_not_depend_on_the_threshold(ball, balls, run, tmp_path):
+    config = RefineConfig(**{**vars(CONFIG), "save_prob": True, "threshold": 0.9})
+    refine_files([balls], run, tmp_path / "out", config)
+    probs = read_volume(tmp_path / "out" / "probs" / "ball_6.nii.gz").voxels
+    assert probs.max() == pytest.approx(torch.sigmoid(torch.tensor(12.0)).item(), abs=1e-3)
+    np.testing.assert_array_equal(probs >= 0.9, read_volume(tmp_path / "out" / "ball_6.nii.gz").voxels > 0)
+
+
+def test_labels_are_never_written_over(ball, balls, run, tmp_path):
+    before = {file.name: file.read_bytes() for file in balls.iterdir()}
+    with pytest.raises(MedsegError, match="which is read; choose another --out"):
+        refine_files([balls], run, balls, CONFIG, overwrite=True)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    with pytest.raises(MedsegError, match="was not begun by refine"):
+        refine_files([balls], run, tmp_path / "out", CONFIG)
+    assert {file.name: file.read_bytes() for file in balls.iterdir()} == before
+
+
+def test_another_model_is_not_taken_for_the_one_that_began(ball, balls, run, tmp_path):
+    refine_files([balls], run, tmp_path / "out", CONFIG)
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    card = load_model(other, MODELS)[1]
+    save_model(other / "best.safetensors", Shapes(**card.arguments), card)
+    with pytest.raises(MedsegError, match="other settings"):
+        refine_files([balls], other, tmp_path / "out", CONFIG)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg_cardiac.refine import on_splines, refined
+from medseg_cardiac.validation import as_picture
 
 KNOTS_PX = (48, 24)  # another breath and beat move a slice, and bend it little
 STEPS, LR_PX = 60, 0.2
@@ -23,12 +24,10 @@ def aligned(net: nn.Module, lge: np.ndarray, ed: np.ndarray, *, walls: Sequence[
         lge, ed: (h, w) pictures, 0 to 1.
         walls: the myocardium (h, w) as it is drawn on each, which then counts as much as the pictures do.
     """
-    device = next(net.parameters()).device
-    moving, fixed = (torch.from_numpy(np.asarray(picture, np.float32)).to(device)[None, None] for picture in (lge, ed))
+    moving, fixed = (as_picture(picture, net) for picture in (lge, ed))
     with torch.no_grad():
         flow = on_splines(net(moving, fixed), gap=KNOTS_PX[0])
     if walls:
-        drawn = [torch.from_numpy(np.asarray(wall, np.float32)).to(device)[None, None] for wall in walls]
-        moving, fixed = torch.cat([moving, drawn[0]], 1), torch.cat([fixed, drawn[1]], 1)
+        moving, fixed = (torch.cat([x, as_picture(w, net)], 1) for x, w in zip((moving, fixed), walls, strict=True))
     how = {"knots_px": KNOTS_PX, "lr_px": LR_PX, "diffeomorphic": getattr(net, "diffeomorphic", False)}
     return refined(moving, fixed, flow, steps=STEPS, **how)

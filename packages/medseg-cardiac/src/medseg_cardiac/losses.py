@@ -39,7 +39,7 @@ def local_ncc(one_N1HW: Tensor, other_N1HW: Tensor) -> Tensor:
 
 
 def _mean(x_N1HW: Tensor) -> Tensor:
-    """Over the neighbourhood, of which beyond the edge nothing counts; as a product, five times as fast as pooling."""
+    """Over the neighbourhood, of which beyond the edge nothing counts; as a product, which is faster than pooling."""
     down, across = (_band(size, x_N1HW.device) for size in x_N1HW.shape[2:])
     return down @ x_N1HW @ across.T
 

@@ -20,6 +20,7 @@ import numpy as np
 from medseg_core.errors import MedsegError
 from medseg_core.masks import components
 from medseg_core.nearest import distances
+from medseg_near.shapes import box_of
 
 ROUNDING = 1e-6  # of a bound: spacings come from float32 headers
 LIMIT = re.compile(r"(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>%|mm)", re.IGNORECASE)
@@ -105,7 +106,7 @@ def audit(before: np.ndarray, after: np.ndarray, *, spacing_mm: Sequence[float])
         if mask.dtype != bool:
             raise MedsegError(f"the {name} holds {mask.dtype} where a mask is bool; compare it: mask == id")
     edges_mm = np.asarray(spacing_mm, np.float64)
-    box = _box(before, after)
+    box = box_of(before | after) or (slice(0, 1),) * 3
     old, new = (np.ascontiguousarray(mask[box]) for mask in (before, after))
     farthest_mm = math.hypot(*(edges_mm * before.shape))
     crop_mm = _distances_mm(new & ~old, old, edges_mm, farthest_mm)
@@ -164,16 +165,6 @@ def flagged(found: Audit, limits: Limits) -> str:
     if limits.mm is not None and found.largest_mm > limits.mm * (1 + ROUNDING):
         reasons.append(f"changed {found.largest_mm:.3g} mm away, allowed {limits.mm:g} mm")
     return "; ".join(reasons)
-
-
-def _box(before: np.ndarray, after: np.ndarray) -> tuple[slice, ...]:
-    """About what either holds; one voxel where both are empty. Nearest voxels of changed ones lie within."""
-    sides = []
-    for axis in range(3):
-        others = tuple(i for i in range(3) if i != axis)
-        held = np.flatnonzero(before.any(axis=others) | after.any(axis=others))
-        sides.append(slice(int(held[0]), int(held[-1]) + 1) if held.size else slice(0, 1))
-    return tuple(sides)
 
 
 def _volumes(old: np.ndarray, new: np.ndarray, *, ml: float) -> dict[str, Any]:

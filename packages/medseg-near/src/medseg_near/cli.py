@@ -54,9 +54,7 @@ def prepare(
     label: Label = "",
     images: Images = None,
     names: Names = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="ID", help="This case alone; again for more.")
-    ] = None,
+    only: Only = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="So many shapes, the first ones.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -77,9 +75,7 @@ def fit(
     eval_every: Annotated[
         int | None, typer.Option("--eval-every", min=1, metavar="N", help="The same as --val-every.")
     ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="ID", help="This shape alone; again for more.")
-    ] = None,
+    only: Only = None,
     resume: Resume = "",
     overwrite: Overwrite = False,
     as_json: Json = False,

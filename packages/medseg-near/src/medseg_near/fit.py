@@ -127,15 +127,11 @@ class Validation:
 
     def __call__(self, model: nn.Module, at: At) -> Score:
         """See `medseg_core.trainer.Validate`."""
-        parts = gather([cube_dice(model, self.shapes[row], row, self.resolution) for row in share(self.rows)])
+        latents = model.latents.weight.detach()
+        mine = [dice_on_cube(model, latents[row], self.shapes[row], self.resolution) for row in share(self.rows)]
+        parts = gather(mine)
         dice = [value for part in parts for value in part]
         return Score(float(np.mean(dice)), {"dice": float(np.mean(dice)), "dice_worst": float(np.min(dice))})
-
-
-def cube_dice(model: Shapes, shape: Shape, row: int, resolution: int) -> float:
-    """Dice of a fitted shape with its label on the uniform grid of the cube."""
-    latent = model.latents.weight[row].detach()
-    return dice_on_cube(model, latent, shape, resolution)
 
 
 def dice_on_cube(model: Shapes, latent: Tensor, shape: Shape, resolution: int) -> float:

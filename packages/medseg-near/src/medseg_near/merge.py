@@ -1,6 +1,5 @@
 """Stage 2 over folders: refined masks and base label maps paired by case, fused, cleaned, written and counted."""
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from medseg_core.cases import Case
-from medseg_core.cohort import JOURNAL, Outcome, answers, clear_journal, for_each, forget, processes
+from medseg_core.cohort import Outcome, answers, for_each, processes
 from medseg_core.config import as_dict
 from medseg_core.distributed import from_first
 from medseg_core.errors import MedsegError
@@ -22,6 +21,7 @@ from medseg_core.labelmaps import NAMES_FILE, LabelMap, find_label_maps, label_m
 from medseg_core.table import write_csv
 from medseg_core.volume import Volume
 from medseg_near.fuse import CLASS, EFFECT, fuse, present
+from medseg_near.outputs import make_ready, stamp_of
 from medseg_near.rules import Rules, nearest, read_rules
 from medseg_near.settings import MergeConfig
 from medseg_near.whole_heart import WHOLE_HEART
@@ -96,7 +96,7 @@ def merge_files(
     if twice is not None:
         raise MedsegError(f"{rules.labels[twice]} is given twice; give one path of masks for each class")
     cases = _paired(bases, sources, rules.labels, base=Path(base))
-    from_first(partial(_make_ready, out, cases, overwrite=overwrite))
+    from_first(partial(make_ready, out, cases, verb="merge", overwrite=overwrite))
     plan = _Plan(rules, tuple(source.label for source in sources), not listed, out)
     settings = {key: value for key, value in as_dict(config).items() if key != "workers"}
     settings |= {"labels": {str(i): name for i, name in rules.labels.items()}}
@@ -190,38 +190,6 @@ def _some(names: Mapping[str, Any] | set[str]) -> str:
     return ", ".join(sorted(names)[:SHOWN]) + ", ..." * (len(names) > SHOWN)
 
 
-def _make_ready(out: Path, cases: Sequence[Case], *, overwrite: bool) -> None:
-    """A folder that merge began goes on; inputs are never written over, other files only when asked for."""
-    place = out.resolve()
-    for path in (path.resolve() for case in cases for path in case.files.values()):
-        if place == path or place in path.parents or (path.is_dir() and path in place.parents):
-            raise MedsegError(f"{out} is where {path} lies, which is read; choose another --out")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if overwrite:
-        clear_journal(out)
-    elif not (out / JOURNAL).is_file():
-        raise MedsegError(f"{out} is not empty and was not begun by merge; choose another --out, or add --overwrite")
-    known = {case.id: case for case in cases}
-    again = {
-        name
-        for name, answer in answers(out)
-        if name in known and (answer.get("files") != _stamp(known[name]) or not (out / f"{name}.nii.gz").is_file())
-    }
-    if again:
-        log.info("%d cases have new inputs, or lost their output, and are merged again: %s", len(again), _some(again))
-        forget(out, again)
-
-
-def _stamp(case: Case) -> str:
-    """Another text where a file was written anew, or another one is read."""
-    files = [path for _, path in sorted(case.files.items())]
-    files += [path.with_name(NAMES_FILE) for path in files if path.is_file()]
-    files += [inner for path in files if path.is_dir() for inner in sorted(path.iterdir())]
-    facts = [(path.name, (s := path.stat()).st_size, s.st_mtime_ns) for path in files if path.exists()]
-    return hashlib.sha256(repr([sorted(case.files), facts]).encode(errors="replace")).hexdigest()[:16]
-
-
 def _merged(case: Case, *, plan: _Plan) -> dict[str, Any]:
     """All of a case is read and checked before its one file is written."""
     base, told = _read_base(case.files[BASE], plan)
@@ -232,7 +200,7 @@ def _merged(case: Case, *, plan: _Plan) -> dict[str, Any]:
     for sentence in flagged:
         log.warning("%s: %s", case.id, sentence)
     return {
-        "files": _stamp(case),
+        "files": stamp_of(case),
         "refined": [plan.rules.labels[i] for i in sorted(masks)],
         "effects": list(merged.effects),
         "classes": list(merged.classes),

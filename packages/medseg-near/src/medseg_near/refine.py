@@ -4,6 +4,7 @@ Axes: X Y Z voxels in a file's own order.
 """
 
 import csv
+import hashlib
 import io
 import logging
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.ndimage import map_coordinates
+from scipy.special import expit, logit
 
 from medseg_core.cases import Case
-from medseg_core.checkpoint import load_model
-from medseg_core.cohort import Outcome, clear_journal, for_each, read_journal
+from medseg_core.checkpoint import load_model, weights_file
+from medseg_core.cohort import Outcome, for_each, read_journal
 from medseg_core.config import as_dict, resolve
 from medseg_core.device import choose_device
 from medseg_core.distributed import from_first
@@ -34,6 +36,7 @@ from medseg_near.latent import fit_latent, read_latents
 from medseg_near.models import MODELS
 from medseg_near.models.field import Shapes
 from medseg_near.occupancy import asking, cube, dense, narrow
+from medseg_near.outputs import make_ready, stamp_of
 from medseg_near.points import Frame, frame_of, picture_at
 from medseg_near.prepare import crop
 from medseg_near.settings import FitConfig, PrepareConfig, RefineConfig
@@ -77,6 +80,7 @@ class Refiner:
         net, self.card = load_model(run, MODELS)
         assert isinstance(net, Shapes)
         self.net = net.to(choose_device(config.device))
+        self.shift = np.float32(logit(config.threshold))
         self.known = read_latents(run) if config.known else {}
         file = run / "config.json"
         fields = read_json(file) if run.is_dir() and file.is_file() else {}
@@ -101,8 +105,9 @@ class Refiner:
         before = np.asarray(shape.label)
         probs = None
         if self.config.save_prob:
-            probs = 1 / (1 + np.exp(-dense(ask, before.shape)))
-            after, asked = probs >= self.config.threshold, before.size
+            logits = dense(ask, before.shape)
+            after, asked = logits >= 0, before.size
+            probs = expit(logits + self.shift)
         elif self.config.resolution:
             after, asked = self._on_cube(latent, shape)
         else:
@@ -118,9 +123,8 @@ class Refiner:
         if self.fit.appearance:
             there = (lambda v: v) if grid is None else (lambda v: frame.voxels(grid.points(v)))
             look = lambda voxels: picture_at(shape, there(voxels.astype(float)))  # noqa: E731
-        ask, threshold = asking(self.net, latent, grid or frame, look), self.config.threshold
-        shift = np.float32(np.log(threshold / (1 - threshold)))
-        return lambda voxels: ask(voxels) - shift
+        ask = asking(self.net, latent, grid or frame, look)
+        return lambda voxels: ask(voxels) - self.shift
 
     def _on_cube(self, latent: torch.Tensor, shape: Shape) -> tuple[np.ndarray, int]:
         """The shape on a grid of the cube, and from there, trilinear, at the voxels of the crop."""
@@ -164,20 +168,20 @@ def refine_files(
         found = find_structures(source, label=label, images=images, names=names)
         cases += found.cases
         refused |= found.refused
-    if overwrite:
-        from_first(partial(clear_journal, out))
-    stamp = {**as_dict(config), "label": label}
-    outcome = for_each(cases, partial(_write, refiner=refiner, out=Path(out)), out=out, config=stamp)
+    from_first(partial(make_ready, Path(out), cases, verb="refine", overwrite=overwrite))
+    weights = hashlib.sha256(weights_file(run).read_bytes()).hexdigest()
+    settings = {**as_dict(config), "label": label, "weights": weights}
+    outcome = for_each(cases, partial(_write, refiner=refiner, out=Path(out)), out=out, config=settings)
     from_first(partial(_finish, Path(out), cases))
     return replace(outcome, failed={**refused, **outcome.failed})
 
 
 def summary(out: Path) -> dict[str, Any]:
     """Of all cases that are done: where their latents come from, what is flagged, and the median change."""
-    rows = list(read_journal(out).values())
-    told = {origin: sum(row["latent"] == origin for row in rows) for origin in (STORED, FITTED)}
-    flags = sorted(case for case, row in read_journal(out).items() if row["flag"])
-    dice = [row["dice"] for row in rows if "dice" in row]
+    rows = read_journal(out)
+    told = {origin: sum(row["latent"] == origin for row in rows.values()) for origin in (STORED, FITTED)}
+    flags = sorted(case for case, row in rows.items() if row["flag"])
+    dice = [row["dice"] for row in rows.values() if "dice" in row]
     return {**told, "flagged": flags, "dice_with_input": float(np.median(dice)) if dice else float("nan")}
 
 
@@ -193,7 +197,7 @@ def _write(case: Case, *, refiner: Refiner, out: Path) -> Mapping[str, Any]:
         write_volume(Volume(shape.home(probs.astype(np.float32)), affine), out / "probs" / f"{case.id}.nii.gz")
     if refined.flag:
         log.warning("%s is left as it was: %s", case.id, refined.flag)
-    about = {"latent": refined.latent, "flag": refined.flag, "asked": refined.num_asked}
+    about = {"files": stamp_of(case), "latent": refined.latent, "flag": refined.flag, "asked": refined.num_asked}
     return {**about, **{name: value for name, value in refined.audit.as_row().items() if str(value) != "nan"}}
 
 
@@ -202,6 +206,7 @@ def _finish(out: Path, cases: Sequence[Case]) -> None:
     rows = {case.id: row for case in cases if (row := read_journal(out).get(case.id)) is not None}
     if not rows:
         return
+    rows = {case: {name: value for name, value in row.items() if name != "files"} for case, row in rows.items()}
     columns = ["case", *dict.fromkeys(name for row in rows.values() for name in row)]
     text = io.StringIO()
     table = csv.DictWriter(text, columns, lineterminator="\n")

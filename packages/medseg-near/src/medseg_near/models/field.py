@@ -26,7 +26,7 @@ class PointNorm(nn.GroupNorm):
 
     def forward(self, x_NPC: Tensor) -> Tensor:
         width = x_NPC.shape[-1] // self.num_groups
-        each = F.layer_norm(x_NPC.unflatten(-1, (-1, width)), (width,), eps=self.eps)  # twice as fast as `group_norm`
+        each = F.layer_norm(x_NPC.unflatten(-1, (-1, width)), (width,), eps=self.eps)  # faster than `group_norm`
         return each.flatten(-2) * self.weight + self.bias
 
 
