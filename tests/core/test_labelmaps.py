@@ -154,6 +154,12 @@ def test_a_folder_of_predictions_may_hold_entropy_maps(tmp_path):
     assert list(find_label_maps(tmp_path)) == ["s1"]
 
 
+def test_a_folder_with_more_about_the_cases_beside_it_is_no_case(tmp_path):
+    for file in ("a.nii.gz", "b.nii.gz", "changes/a.nii.gz", "c/liver.nii.gz"):
+        save(tmp_path / file, cube(A))
+    assert list(find_label_maps(tmp_path)) == ["a", "b", "c"]
+
+
 def test_nothing_there_is_said(tmp_path):
     with pytest.raises(MedsegError, match="holds no label maps"):
         find_label_maps(tmp_path)

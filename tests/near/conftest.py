@@ -12,7 +12,15 @@ from medseg_near.shapes import read_shapes
 
 SIZE = 24
 TURNED = np.array([[0, -1.5, 0, 20], [1.0, 0, 0, -7], [0, 0, 2.0, 3], [0, 0, 0, 1]])  # X to the front, Y to the right
-SMALL = {"latent": 8, "points": 512, "resolution": 16, "epochs": 1, "accumulate": 1, "device": "cpu"}
+SMALL = {
+    "net": "pointwise",
+    "latent": 8,
+    "points": 512,
+    "resolution": 16,
+    "epochs": 1,
+    "accumulate": 1,
+    "device": "cpu",
+}
 
 
 def ball_of(radius_mm, *, size=SIZE, affine=TURNED, centre=(11, 12, 10)):

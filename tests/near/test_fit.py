@@ -90,6 +90,6 @@ def test_a_single_shape_is_fitted_with_a_warning(cache, tmp_path, caplog):
 def test_what_cannot_be_fitted_is_refused(cache, tmp_path):
     with pytest.raises(MedsegError, match="no CT, so --appearance cannot see it; prepare with --images"):
         fit(cache, tmp_path / "run", FitConfig(appearance=True, **SMALL))
-    with pytest.raises(MedsegError, match="no shape 'ball_8'; did you mean 'ball_"):
+    with pytest.raises(MedsegError, match="no shape 'ball_8' to learn; did you mean 'ball_"):
         fit(cache, tmp_path / "run", FitConfig(**SMALL), only=("ball_8",))
     assert not (tmp_path / "run").exists()

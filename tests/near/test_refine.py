@@ -25,7 +25,7 @@ class Ball(Shapes):
     """A field that is a ball of 6 mm about the middle."""
 
     def __init__(self):
-        super().__init__(1, latent=8, half_mm=9.0)
+        super().__init__(2, latent=8, half_mm=9.0)
         self.decoder.maps = lambda latent: [latent]
         self.decoder.at = lambda maps, points, picture=None: 2 * (6 - 9 * points.norm(dim=-1)) + 0 * maps[0].sum()
 
@@ -49,6 +49,15 @@ def test_a_case_of_the_run_keeps_its_latent_and_a_new_one_is_fitted(balls, run, 
     assert origins == {"ball_5": "stored", "ball_6": "stored", "ball_7": "fitted"}
     known = Refiner(run, RefineConfig(known=False, device="cpu")).known
     assert known == {}
+
+
+def test_latents_unlike_the_network_are_not_used(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    table = tmp_path / "run" / "latents.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(MedsegError, match="of 1 cases with 8 numbers, and a network of 2 with 8"):
+        Refiner(tmp_path / "run", CONFIG)
+    assert Refiner(tmp_path / "run", RefineConfig(**{**vars(CONFIG), "known": False})).known == {}
 
 
 def test_a_result_lies_on_the_grid_of_its_label(ball, balls, run, tmp_path):

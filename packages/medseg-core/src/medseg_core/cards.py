@@ -35,7 +35,7 @@ def import_checkpoint(
     Args:
         kind: "PACKAGE:MODEL"; `medseg-` may be left out.
         cards: fields of the card, of a run, a JSON file, or JSON text; later ones win. What `checkpoint show --json`
-            prints is one.
+            prints is one. Before them all comes the `card` of the model's class, where it has one.
         arguments: those of the model's constructor, a JSON file or JSON text. What nobody gives has its default.
         channels: what each output channel is, from 0 on: JSON {name: channel}, a list, or text with a name per line;
             names may end in `.nii.gz`. A first channel "background" means a softmax head, none a sigmoid one.
@@ -49,7 +49,8 @@ def import_checkpoint(
         MedsegError: as `import_foreign`; an unknown model, a card that cannot be, channels that nothing names.
     """
     package, model_name, cls = _find_class(kind)
-    fields = _merged(cards)
+    own = getattr(cls, "card", {})
+    fields = {**own, **_merged(cards)}
     if channels:
         fields |= _channels(channels, read_labels(labels) if labels else None)
     given = (

@@ -3,7 +3,7 @@
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,11 @@ def import_foreign(
     Args:
         old: what `torch.save` made of a state dict, bare or under one of `PARTS`. Prefixes of `torch.compile` and
             DataParallel are taken off; optimizers and numbers beside the weights are left where they are.
-        model: of the architecture; its values are replaced.
+        model: of the architecture; its values are replaced. Its `check_foreign(tensors)`, where it has one, sees the
+            tensors by the names in the file and may refuse them.
         renames: their name -> ours. A key is a whole name, or the beginning of names up to a dot; of those that fit
             the longest is replaced, once. None drops what it names, "" takes the beginning away. Without it the
-            `renames` of the model's class.
+            `renames` of the model's class. Weights of a convolution of size 1 also fill a linear layer.
         overwrite: replaces `new`.
 
     Returns:
@@ -59,8 +60,12 @@ def import_foreign(
         raise MedsegError(f"{new} exists; choose another name, or add --overwrite")
     if renames is None:
         renames = getattr(type(model), "renames", {})
-    content, own = read_foreign(old), set(model.state_dict())
+    values = model.state_dict()
+    content, own = read_foreign(old), set(values)
+    if check := getattr(model, "check_foreign", None):
+        _check_by_model(check, {_unwrapped(name, own): tensor for name, tensor in content.items()}, Path(old))
     tensors = rename(content, renames, own=own, file=Path(old))
+    tensors = {name: _laid_out(tensor, values[name]) if name in own else tensor for name, tensor in tensors.items()}
     try:
         matched = fill(model, tensors, Path(old))
     except MedsegError as error:
@@ -131,6 +136,20 @@ def _renamed(name: str, renames: Mapping[str, str | None]) -> str | None:
     key = max(fitting, key=len)
     new = renames[key]
     return None if new is None else (new + name[len(key) :]).removeprefix(".")
+
+
+def _check_by_model(check: Callable[[Mapping[str, Tensor]], None], tensors: Mapping[str, Tensor], file: Path) -> None:
+    try:
+        check(tensors)
+    except MedsegError as error:
+        raise MedsegError(f"{file}: {error}") from None
+
+
+def _laid_out(tensor: Tensor, own: Tensor) -> Tensor:
+    """With as many axes of length 1 behind as ours has: a convolution of size 1 is a linear layer."""
+    short, long = sorted((tuple(tensor.shape), tuple(own.shape)), key=len)
+    same = len(short) > 1 and long == short + (1,) * (len(long) - len(short))
+    return tensor.reshape(own.shape) if same else tensor
 
 
 class _Unread:

@@ -127,6 +127,7 @@ def find_label_maps(root: Path, *, names: Collection[str] = ()) -> dict[str, Lab
     Taken are a single file or picture; a folder of multilabel files (`s0001.nii.gz`, `s0001.png`); of folders of masks
     (`s0001/liver.nii.gz`);
     of released cases (`s0001/segmentations/liver.nii.gz`, which wins over all else in that folder); and one such case.
+    A folder whose files are all named as the multilabel files beside it holds no case but more about these.
 
     Args:
         names: known structures. A folder whose files are all named after them holds the masks of one case.
@@ -141,9 +142,12 @@ def find_label_maps(root: Path, *, names: Collection[str] = ()) -> dict[str, Lab
         one = label_map(root)
         return {one.case: one}
     found: dict[str, LabelMap] = {}
+    whole = {case_name(file) for file in _files(root)}
     for entry in sorted(root.iterdir()):
         if entry.name.startswith(".") or entry.name == NO_CASE:
             continue
+        if entry.is_dir() and _files(entry) and {case_name(file) for file in _files(entry)} <= whole:
+            continue  # more about the cases beside it: `changes/s0001.nii.gz`
         if entry.is_dir() and (_files(entry) or _files(entry / "segmentations")):
             one = _from_folder(entry.name, entry)
         elif entry.is_file() and entry.name.lower().endswith(SUFFIXES):

@@ -4,6 +4,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -17,7 +18,27 @@ MIN_FACES = 60
 VEIL = "rgb(150,150,150)"
 # What plotly is told wherever a figure is shown: its "Share chart" button would upload the patient's surfaces.
 CONFIG = {"displaylogo": False, "responsive": True, "showSendToCloud": False, "plotlyServerURL": ""}
-VIEWS = {"Prediction": ("prediction",), "Reference": ("reference",), "Both": ("prediction", "reference")}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a view shows the surfaces of a side.
+
+    Args:
+        colour: "rgb(r,g,b)"; "" is that of each structure.
+        opacity: 0 to 1.
+    """
+
+    colour: str = ""
+    opacity: float = 1.0
+
+
+VEILED = Style(VEIL, 0.4)
+VIEWS: Mapping[str, Mapping[str, Style]] = {
+    "Prediction": {"prediction": Style()},
+    "Reference": {"reference": Style()},
+    "Both": {"prediction": Style(), "reference": VEILED},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,23 +157,45 @@ def figure(
         mask, label: (X, Y, Z) integer ids; only the ids in `names` are shown.
         max_faces: for both together; plotly stores about 17 bytes per face.
     """
-    drawn = go.Figure()
     ids = [i for i in names if i > 0]
-    for side, volume in (("prediction", mask), ("reference", label)):
-        for surface in surfaces(volume, ids=ids, spacing=spacing, affine=affine, max_faces=max_faces // 2):
-            drawn.add_trace(_trace(surface, names[surface.label_id], side))
-    views = {name: _look(drawn.data, sides) for name, sides in VIEWS.items()}
+    how: dict[str, Any] = {"ids": ids, "spacing": spacing, "affine": affine, "max_faces": max_faces // 2}
+    sides = {side: surfaces(volume, **how) for side, volume in (("prediction", mask), ("reference", label))}
+    return figure_of(sides, names, VIEWS, in_patient=affine is not None, unit=unit)
+
+
+def figure_of(
+    sides: Mapping[str, Sequence[Surface]],
+    names: Mapping[int, str],
+    views: Mapping[str, Mapping[str, Style]],
+    *,
+    in_patient: bool = True,
+    unit: str = "mm",
+) -> go.Figure:
+    """Surfaces as a plotly figure with a button for each view; it opens on the first.
+
+    Args:
+        sides: the surfaces, by what they are of. Those of one id share an entry in the legend.
+        names: id -> name of a structure.
+        views: name -> the sides that are seen, and how.
+        in_patient: whether the axes are R, A, S, or those of an array.
+    """
+    drawn = go.Figure([_trace(one, names[one.label_id], side) for side, found in sides.items() for one in found])
+    looks = {name: _look(drawn.data, styles) for name, styles in views.items()}
+    first = next(iter(looks.values()))
     for n, trace in enumerate(drawn.data):
-        trace.update({key: values[n] for key, values in views["Prediction"].items()})
-    buttons = [{"label": name, "method": "restyle", "args": [look]} for name, look in views.items()]
-    words = ("x", "y", "z") if affine is None else ("to the right", "to the front", "to the head")
-    titles = {f"{name}axis": {"text": f"{word} ({unit})"} for name, word in zip("xyz", words, strict=True)}
+        trace.update({key: values[n] for key, values in first.items()})
+    buttons = [{"label": name, "method": "restyle", "args": [look]} for name, look in looks.items()]
+    words = ("x", "y", "z") if not in_patient else ("to the right", "to the front", "to the head")
+    ranges, aspect = _room([one.vertices for found in sides.values() for one in found])
     axis = {"showbackground": False, "gridcolor": "rgba(128,128,128,.25)", "zeroline": False, "nticks": 5}
     drawn.update_layout(
         scene={
-            "aspectmode": "data",
+            **aspect,
             "camera": {"eye": {"x": 0.8, "y": 2.1, "z": 0.5}},
-            **{name: {**axis, "title": title} for name, title in titles.items()},
+            **{
+                f"{name}axis": {**axis, "title": {"text": f"{word} ({unit})"}, "range": span}
+                for name, word, span in zip("xyz", words, ranges, strict=True)
+            },
         },
         updatemenus=[
             {"type": "buttons", "direction": "right", "buttons": buttons, "showactive": True,
@@ -169,6 +212,21 @@ def figure(
     return drawn
 
 
+def _room(vertices: Sequence[np.ndarray]) -> tuple[list[list[float] | None], dict[str, Any]]:
+    """Ranges of the axes around all that any view shows, and their proportions: nothing may move between views.
+
+    By itself plotly takes the proportions of what is visible, also where the ranges are given.
+    """
+    if not vertices:
+        return [None] * 3, {"aspectmode": "data"}
+    low = np.min([each.min(axis=0) for each in vertices], axis=0).astype(float)
+    high = np.max([each.max(axis=0) for each in vertices], axis=0).astype(float)
+    margin = 0.02 * (high - low)
+    ratio = (high - low) / np.cbrt(np.prod(high - low))
+    ranges = np.stack([low - margin, high + margin], 1).tolist()
+    return ranges, {"aspectmode": "manual", "aspectratio": dict(zip("xyz", ratio.tolist(), strict=True))}
+
+
 def _trace(surface: Surface, name: str, side: str) -> go.Mesh3d:
     small = np.uint16 if len(surface.vertices) < 2**16 else np.uint32
     x, y, z = np.ascontiguousarray(surface.vertices.T)
@@ -183,15 +241,15 @@ def _trace(surface: Surface, name: str, side: str) -> go.Mesh3d:
     )  # fmt: skip
 
 
-def _look(traces: Sequence[go.Mesh3d], sides: Sequence[str]) -> dict[str, list[object]]:
-    """What a view sets per trace: of both, the reference is a grey veil; each structure is in the legend once."""
-    seen = [trace.meta in sides for trace in traces]
+def _look(traces: Sequence[go.Mesh3d], styles: Mapping[str, Style]) -> dict[str, list[object]]:
+    """What a view sets per trace; each structure is in the legend once."""
+    seen = [trace.meta in styles for trace in traces]
     groups = [trace.legendgroup if there else "" for trace, there in zip(traces, seen, strict=True)]
-    veiled = [len(sides) > 1 and trace.meta == "reference" for trace in traces]
+    shown = [styles.get(trace.meta, Style()) for trace in traces]
     return {
         "visible": seen,
-        "opacity": [0.4 if veil else 1.0 for veil in veiled],
-        "color": [VEIL if veil else _rgb(int(trace.legendgroup)) for trace, veil in zip(traces, veiled, strict=True)],
+        "opacity": [style.opacity for style in shown],
+        "color": [style.colour or _rgb(int(trace.legendgroup)) for style, trace in zip(shown, traces, strict=True)],
         "showlegend": [
             there and group not in groups[:n] for n, (there, group) in enumerate(zip(seen, groups, strict=True))
         ],

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg_core.options import App, Json, Out, Overwrite, Resume, RunOut, flags, tell, tell_failures
+from medseg_core.options import App, Json, Out, Overwrite, Resume, RunOut, Splits, flags, tell, tell_failures
 from medseg_core.settings import ScoreConfig
 from medseg_near.settings import FitConfig, MergeConfig, PrepareConfig, RefineConfig
 
@@ -67,6 +67,23 @@ def prepare(
 
 
 @app.command()
+def split(
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="What prepare made.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The split file, for fit --splits.")],
+    val: Annotated[float, typer.Option("--val", min=0, max=1, help="Share of the scans to validate on.")] = 0.1,
+    test: Annotated[float, typer.Option("--test", min=0, max=1, help="Share of the scans to hold out.")] = 0.2,
+    seed: Seed = 42,
+    as_json: Json = False,
+) -> None:
+    """Divide the shapes of CACHE into training, validation and test; structures of one scan stay together."""
+    from medseg_near.sources import some
+    from medseg_near.splits import split as run
+
+    parts = run(cache, out, val=val, test=test, seed=seed)
+    tell(parts if as_json else {part: f"{len(ids)}: {some(ids)}" for part, ids in parts.items()}, as_json=as_json)
+
+
+@app.command()
 @flags(FitConfig)
 def fit(
     cache: Annotated[Path, typer.Argument(metavar="CACHE", help="What prepare made.")],
@@ -75,19 +92,20 @@ def fit(
     eval_every: Annotated[
         int | None, typer.Option("--eval-every", min=1, metavar="N", help="The same as --val-every.")
     ] = None,
+    splits: Splits = None,
     only: Only = None,
     resume: Resume = "",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Learn the shapes of CACHE: one decoder for all, 256 numbers for each."""
+    """Learn the shapes of CACHE, and how to undo errors in them; or one decoder for all and 256 numbers for each."""
     from medseg_core.distributed import place
     from medseg_core.runs import run_path
     from medseg_near.fit import fit as run
 
     config = config if eval_every is None else replace(config, val_every=eval_every)
     with run_path(out, "near", "fit", resume=resume) as folder:
-        result = run(cache, folder, config, resume=resume, overwrite=overwrite, only=only or ())
+        result = run(cache, folder, config, splits=splits, only=only or (), resume=resume, overwrite=overwrite)
     if place()[0] == 0:  # of many processes one speaks
         scores = {f"best_{name}": value for name, value in result.best.metrics.items()} if result.best else {}
         tell({"run": str(folder), "epochs": result.epochs, "ended": result.reason, **scores}, as_json=as_json)
@@ -186,6 +204,17 @@ def phantom(
     from medseg_near.phantom import phantom as make
 
     make(out, num_cases=num_cases, seed=seed, size=size, spacing_mm=spacing_mm)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where the results go.", metavar="DIR")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps on a few hearts: does it run at all?")] = False,
+) -> None:
+    """Phantom, prepare, fit, refine, evaluate: broken vessels before and after, in DIR/report.html."""
+    from medseg_near.demo import demo as run
+
+    tell(run(out, quick=quick), as_json=False)
 
 
 def _counts(outcome: Any) -> dict[str, Any]:

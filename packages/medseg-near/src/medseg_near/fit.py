@@ -1,9 +1,10 @@
-"""Fitting of shapes: the decoder that they share and a latent for each, into a run folder."""
+"""Fitting of shapes into a run folder: a net that undoes errors in labels, or a decoder and a latent for each."""
 
 import csv
 import io
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,22 @@ from medseg_core.cases import Case, write_split
 from medseg_core.checkpoint import Card, load_model
 from medseg_core.device import choose_device
 from medseg_core.distributed import from_first, gather, share
-from medseg_core.draw import Batch
+from medseg_core.draw import Batch, Samples
 from medseg_core.errors import MedsegError, meant
 from medseg_core.io import write_text
 from medseg_core.losses import multilabel_dice, multilabel_focal
 from medseg_core.run import RunFolder
-from medseg_core.trainer import At, Result, Score, Trainer
+from medseg_core.trainer import At, Result, Score, Step, Trainer, Validate
 from medseg_near import __version__
+from medseg_near.denoise import DenoiseStep, Errors, Repairs, cell_of
 from medseg_near.models import MODELS
+from medseg_near.models.denoiser import Denoiser
 from medseg_near.models.field import Shapes
 from medseg_near.occupancy import asking, cube, narrow
 from medseg_near.points import CPU_POINTS, Points, expected_positives, frame_of, inside, picture_at
 from medseg_near.settings import FitConfig
 from medseg_near.shapes import Shape, label_of, read_shapes
+from medseg_near.splits import read_parts
 
 PACKAGE = "medseg-near"
 ROOM = 1.1  # of the largest structure's half box: what lies outside is learnt too
@@ -37,61 +41,103 @@ log = logging.getLogger(__name__)
 
 
 def fit(
-    cache: Path, out: Path, config: FitConfig, *, resume: str = "", overwrite: bool = False, only: Sequence[str] = ()
+    cache: Path,
+    out: Path,
+    config: FitConfig,
+    *,
+    splits: Path | None = None,
+    only: Sequence[str] = (),
+    resume: str = "",
+    overwrite: bool = False,
 ) -> Result:
-    """Fits the shapes of a cache; `latents.csv` then says each case's numbers.
+    """Fits the shapes of a cache; of a net with latents `latents.csv` then says each case's numbers.
 
     Args:
         cache: what `prepare` made.
         out: becomes a run folder.
+        splits: `{seed, unit, train, val, test}`: train is learnt, val scores the denoising net; without it all are
+            learnt and some of them scored.
+        only: ids of the shapes to learn.
         resume: "last" goes on, a path goes on from a kept checkpoint, "" begins.
-        only: ids of the shapes to take.
 
     Raises:
         MedsegError: no shapes, no CT where appearance is wanted, a folder in use.
     """
-    shapes = read_shapes(cache)
-    for name in set(only) - {shape.id for shape in shapes}:
-        raise MedsegError(f"{cache} has no shape {name!r}{meant(name, (shape.id for shape in shapes))}")
-    shapes = [shape for shape in shapes if not only or shape.id in only]
-    _check(shapes, config)
+    shapes = {shape.id: shape for shape in read_shapes(cache)}
+    train, val = read_parts(cache, splits) if splits else (list(shapes), [])
+    for name in set(only) - set(train):
+        raise MedsegError(f"{splits or cache} has no shape {name!r} to learn{meant(name, train)}")
+    learnt = [shapes[name] for name in train if not only or name in only]
+    _check([*learnt, *(shapes[name] for name in val)], config)
     run = RunFolder.open(out, config, resume=resume, overwrite=overwrite, inputs=(cache,))
     with run.held():
-        half_mm = ROOM * max(shape.half_mm for shape in shapes)
-        trainer, samples = _prepared(shapes, run, config, half_mm=half_mm, label=label_of(cache))
-        cases = [Case(shape.id, {}, split="train") for shape in shapes]
+        parts = [*((name.id, "train") for name in learnt), *((name, "val") for name in val)]
+        cases = [Case(name, {}, split=part) for name, part in parts]
         from_first(lambda: write_split(run.path / "split.json", cases, seed=config.seed))
-        result = trainer.fit(samples, Validation(shapes, config))
+        torch.manual_seed(config.seed)
+        how = _denoising if config.net == "denoising" else _latents
+        plan = how(learnt, [shapes[name] for name in val], config, label=label_of(cache))
+        trainer = Trainer(plan.model, plan.step, config=config, card=plan.card, run=run)
+        result = trainer.fit(plan.samples, plan.validate)
         model, _ = load_model(run.path, MODELS)
-        from_first(lambda: write_latents(run.path / "latents.csv", shapes, model))
+        if isinstance(model, Shapes):
+            from_first(lambda: write_latents(run.path / "latents.csv", learnt, model))
     return result
 
 
-def _prepared(
-    shapes: Sequence[Shape], run: RunFolder, config: FitConfig, *, half_mm: float, label: str
-) -> tuple[Trainer, Points]:
-    arguments: dict[str, Any] = {"num_cases": len(shapes), "in_channels": int(config.appearance), "num_classes": 1}
-    arguments |= {"half_mm": half_mm, "latent": config.latent, "net": config.net}
-    card = Card(
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What the trainer is given."""
+
+    model: nn.Module
+    card: Card
+    step: Step
+    samples: Samples
+    validate: Validate
+
+
+def _card(model: str, arguments: dict[str, Any], inputs: tuple[str, ...], grid: dict[str, Any]) -> Card:
+    return Card(
         package=PACKAGE,
         version=__version__,
-        model="shapes",
+        model=model,
         arguments=arguments,
-        inputs=("case", "points", *(("ct",) if config.appearance else ())),
+        inputs=inputs,
         head="sigmoid",
         channels=(1,),
         labels={1: "structure"},
-        grid={"half_mm": half_mm, "label": label},
+        grid=grid,
     )
-    torch.manual_seed(config.seed)
-    trainer = Trainer(Shapes(**arguments), FieldStep(config), config=config, card=card, run=run)
+
+
+def _num_points(config: FitConfig) -> int:
     on_cpu = choose_device(config.device).type == "cpu"
-    num_points = config.points or (CPU_POINTS if on_cpu else config.resolution**3)
+    return config.points or (CPU_POINTS if on_cpu else config.resolution**3)
+
+
+def _latents(shapes: Sequence[Shape], _: Sequence[Shape], config: FitConfig, *, label: str) -> _Plan:
+    half_mm, num_points = ROOM * max(shape.half_mm for shape in shapes), _num_points(config)
+    arguments: dict[str, Any] = {"num_cases": len(shapes), "in_channels": int(config.appearance), "num_classes": 1}
+    arguments |= {"half_mm": half_mm, "latent": config.latent, "net": config.net}
+    inputs = ("case", "points", *(("ct",) if config.appearance else ()))
+    card = _card("shapes", arguments, inputs, {"half_mm": half_mm, "label": label})
     samples = Points(shapes, config, half_mm=half_mm, num_points=num_points)
     told = expected_positives(shapes[0], config, half_mm=half_mm, share=config.curriculum[0])
     log.info("%d shapes in cubes of %.0f mm, %d points each", len(shapes), 2 * half_mm, num_points)
     log.info("by geometry %.1f %% of the first points of %s are inside", 100 * told, shapes[0].id)
-    return trainer, samples
+    return _Plan(Shapes(**arguments), card, FieldStep(config), samples, Validation(shapes, config))
+
+
+def _denoising(shapes: Sequence[Shape], val: Sequence[Shape], config: FitConfig, *, label: str) -> _Plan:
+    cell_mm, num_points = config.cell_mm or cell_of(shapes), _num_points(config)
+    arguments = {"in_channels": 1 + config.appearance, "num_classes": 1, "width": config.width, "cell_mm": cell_mm}
+    inputs = ("label", *(("ct",) if config.appearance else ()))
+    card = _card("denoiser", arguments, inputs, {"cell_mm": cell_mm, "label": label})
+    if not val:
+        log.warning("scores are of shapes that are learnt; --splits with a val part tells how others fare")
+    log.info("%d shapes read every %.3g mm, %d points each", len(shapes), cell_mm, num_points)
+    samples = Errors(shapes, config, num_points=num_points, cell_mm=cell_mm)
+    return _Plan(Denoiser(**arguments), card, DenoiseStep(), samples, Repairs(val or shapes, config))
 
 
 class FieldStep:

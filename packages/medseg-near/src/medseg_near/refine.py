@@ -32,19 +32,24 @@ from medseg_core.report import write_report
 from medseg_core.run import read_json
 from medseg_core.volume import Volume
 from medseg_near.audit import Audit, audit, flagged, read_limits
+from medseg_near.denoise import repairing
+from medseg_near.fit import ROOM
 from medseg_near.latent import fit_latent, read_latents
+from medseg_near.look import scene_of, write_look
 from medseg_near.models import MODELS
+from medseg_near.models.denoiser import Denoiser
 from medseg_near.models.field import Shapes
-from medseg_near.occupancy import asking, cube, dense, narrow
+from medseg_near.occupancy import Ask, asking, cube, dense, narrow, on_grid
 from medseg_near.outputs import make_ready, stamp_of
-from medseg_near.points import Frame, frame_of, picture_at
+from medseg_near.points import frame_of, picture_at
 from medseg_near.prepare import crop
 from medseg_near.settings import FitConfig, PrepareConfig, RefineConfig
 from medseg_near.shapes import Shape
 from medseg_near.sources import find_structures
 
-STORED, FITTED = "stored", "fitted"
+STORED, FITTED, NONE = "stored", "fitted", "none"
 CHANGES = "changes.csv"
+NUM_SHOWN = 12  # cases in pictures: those that changed most
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +62,7 @@ class Refined:
         mask: (X, Y, Z) bool on the crop; the label as it was where the case is flagged.
         audit: of what the model made of it.
         flag: why it was left as it was, "" where it was not.
-        latent: "stored" or "fitted".
+        latent: "stored", "fitted", or "none" where the model has none.
         num_asked: points where the field was asked.
     """
 
@@ -78,15 +83,44 @@ class Refiner:
     def __init__(self, run: Path, config: RefineConfig) -> None:
         self.config, self.limits = config, read_limits(config.max_change)
         net, self.card = load_model(run, MODELS)
-        assert isinstance(net, Shapes)
         self.net = net.to(choose_device(config.device))
         self.shift = np.float32(logit(config.threshold))
-        self.known = read_latents(run) if config.known else {}
+        self.known = _known(run, net) if config.known and isinstance(net, Shapes) else {}
         file = run / "config.json"
         fields = read_json(file) if run.is_dir() and file.is_file() else {}
         names = FitConfig.__dataclass_fields__
         fit = resolve(FitConfig, {name: value for name, value in fields.items() if name in names})
-        self.fit = replace(fit, points=config.fit_points, appearance=self.net.decoder.in_channels > 0)
+        channels = net.decoder.in_channels if isinstance(net, Shapes) else net.in_channels - 1
+        self.fit = replace(fit, points=config.fit_points, appearance=channels > 0)
+
+    def refine(self, shape: Shape) -> tuple[Refined, np.ndarray | None]:
+        """What the model makes of a shape, and with `save_prob` its probabilities (X, Y, Z) on the crop."""
+        if self.fit.appearance and shape.image is None:
+            raise MedsegError(f"{shape.id} has no CT, which this model looks at; give --images")
+        ask, origin = self.field(shape)
+        before = np.asarray(shape.label)
+        probs = None
+        if self.config.save_prob:
+            logits = dense(ask, before.shape)
+            after, asked = logits >= 0, before.size
+            probs = expit(logits + self.shift)
+        elif self.config.resolution:
+            after, asked = self._on_cube(ask, shape)
+        else:
+            after, asked = narrow(ask, before.shape, seed=before)
+        found = audit(before, after, spacing_mm=shape.spacing_mm)
+        flag = flagged(found, self.limits)
+        return Refined(before if flag else after, found, flag, origin, asked), probs
+
+    def field(self, shape: Shape) -> tuple[Ask, str]:
+        """Logits at places among the voxels of a crop, above 0 from the threshold on; and whence its latent."""
+        if isinstance(self.net, Denoiser):
+            ask, origin = repairing(self.net, shape), NONE
+        else:
+            latent, origin = self.latent(shape)
+            look = partial(picture_at, shape) if self.fit.appearance else None
+            ask = asking(self.net, latent, frame_of(shape, self.net.half_mm), look)
+        return lambda voxels: ask(voxels) - self.shift, origin
 
     def latent(self, shape: Shape) -> tuple[torch.Tensor, str]:
         """The latent of a case, and where it comes from."""
@@ -96,50 +130,29 @@ class Refiner:
         how = {"steps": self.config.fit_steps, "lr": self.config.fit_lr, "seed": self.config.seed}
         return fit_latent(self.net, shape, self.fit, **how), FITTED
 
-    def refine(self, shape: Shape) -> tuple[Refined, np.ndarray | None]:
-        """What the model makes of a shape, and with `save_prob` its probabilities (X, Y, Z) on the crop."""
-        if self.fit.appearance and shape.image is None:
-            raise MedsegError(f"{shape.id} has no CT, which this model looks at; give --images")
-        latent, origin = self.latent(shape)
-        ask = self._asking(latent, shape)
-        before = np.asarray(shape.label)
-        probs = None
-        if self.config.save_prob:
-            logits = dense(ask, before.shape)
-            after, asked = logits >= 0, before.size
-            probs = expit(logits + self.shift)
-        elif self.config.resolution:
-            after, asked = self._on_cube(latent, shape)
-        else:
-            after, asked = narrow(ask, before.shape, seed=before)
-        found = audit(before, after, spacing_mm=shape.spacing_mm)
-        flag = flagged(found, self.limits)
-        return Refined(before if flag else after, found, flag, origin, asked), probs
-
-    def _asking(self, latent: torch.Tensor, shape: Shape, grid: Frame | None = None) -> Any:
-        """Logits above 0 from the threshold on, at voxels of the crop, or of a grid of the cube."""
-        frame = frame_of(shape, self.net.half_mm)
-        look = None
-        if self.fit.appearance:
-            there = (lambda v: v) if grid is None else (lambda v: frame.voxels(grid.points(v)))
-            look = lambda voxels: picture_at(shape, there(voxels.astype(float)))  # noqa: E731
-        ask = asking(self.net, latent, grid or frame, look)
-        return lambda voxels: ask(voxels) - self.shift
-
-    def _on_cube(self, latent: torch.Tensor, shape: Shape) -> tuple[np.ndarray, int]:
-        """The shape on a grid of the cube, and from there, trilinear, at the voxels of the crop."""
-        n, frame = self.config.resolution, frame_of(shape, self.net.half_mm)
+    def _on_cube(self, ask: Ask, shape: Shape) -> tuple[np.ndarray, int]:
+        """The shape on a grid of the cube about it, and from there, trilinear, at the voxels of the crop."""
+        half_mm = self.net.half_mm if isinstance(self.net, Shapes) else ROOM * shape.half_mm
+        n, frame = self.config.resolution, frame_of(shape, half_mm)
         grid = cube(n)
+        seed = on_grid(np.asarray(shape.label), frame, grid, (n,) * 3)
+        on_cube = lambda points: ask(frame.voxels(grid.points(points.astype(float))))  # noqa: E731
+        found, asked = narrow(on_cube, (n,) * 3, seed=seed)
         voxels = np.indices(shape.label.shape).reshape(3, -1).T.astype(float)
         at = grid.voxels(frame.points(voxels)).T
-        seed = map_coordinates(
-            np.asarray(shape.label).astype(np.uint8),
-            frame.voxels(grid.points(np.indices((n,) * 3).reshape(3, -1).T.astype(float))).T,
-            order=0,
-        ).reshape((n,) * 3)
-        found, asked = narrow(self._asking(latent, shape, grid), (n,) * 3, seed=seed > 0)
         values = map_coordinates(found.astype(np.uint8), at, output=np.float32, order=1, mode="constant")
         return values.reshape(shape.label.shape) >= 0.5, asked
+
+
+def _known(run: Path, net: Shapes) -> dict[str, np.ndarray]:
+    """The latents of the cases of a run, those of its network."""
+    known, wanted = read_latents(run), tuple(net.latents.weight.shape)
+    found = (len(known), *{len(latent) for latent in known.values()})
+    if known and found != wanted:
+        table = f"latents.csv of {found[0]} cases with {found[-1]} numbers"
+        said = f"{run} has {table}, and a network of {wanted[0]} with {wanted[1]}"
+        raise MedsegError(f"{said}; copy the run again, or find all latents anew: --no-known")
+    return known
 
 
 def refine_files(
@@ -154,6 +167,8 @@ def refine_files(
     overwrite: bool = False,
 ) -> Outcome:
     """Writes `<case>.nii.gz` on the grid of its label, `changes/<case>.nii.gz` in mm, `changes.csv` and `report.html`.
+
+    The cases that changed most are in `before_after/`, and the first of them is to be turned in the report.
 
     Args:
         labels, label, images, names: see `sources.find_structures`; the label is that of the run where none is given.
@@ -179,7 +194,8 @@ def refine_files(
 def summary(out: Path) -> dict[str, Any]:
     """Of all cases that are done: where their latents come from, what is flagged, and the median change."""
     rows = read_journal(out)
-    told = {origin: sum(row["latent"] == origin for row in rows.values()) for origin in (STORED, FITTED)}
+    origins = [row["latent"] for row in rows.values()]
+    told = {} if NONE in origins else {origin: origins.count(origin) for origin in (STORED, FITTED)}
     flags = sorted(case for case, row in rows.items() if row["flag"])
     dice = [row["dice"] for row in rows.values() if "dice" in row]
     return {**told, "flagged": flags, "dice_with_input": float(np.median(dice)) if dice else float("nan")}
@@ -216,7 +232,9 @@ def _finish(out: Path, cases: Sequence[Case]) -> None:
     pairs = (_pair(out, case) for case in rows)
     evaluation = evaluate(pairs, {1: "structure"}, out=out)
     write_tables(evaluation, out)
-    write_report(out, evaluation, title="Refined against input", notes=_notes(rows))
+    pictures, scene = _look(out, sorted(rows, key=lambda case: rows[case].get("dice", 1.0))[:NUM_SHOWN])
+    shown = replace(evaluation, **scene)
+    write_report(out, shown, title="Refined against input", pictures=pictures, notes=_notes(rows))
 
 
 def _pair(out: Path, case: str) -> Pair:
@@ -227,9 +245,21 @@ def _pair(out: Path, case: str) -> Pair:
     return Pair(case, after.astype(np.uint8), before.astype(np.uint8), mask.spacing_mm, affine=mask.affine)
 
 
+def _look(out: Path, cases: Sequence[str]) -> tuple[list[Path], dict[str, Any]]:
+    """Pictures of cases before and after, and the first of them in 3D."""
+    pictures, scene = [], {}
+    for case in cases:
+        pair = _pair(out, case)
+        before, after = pair.label > 0, pair.mask > 0
+        pictures.append(write_look(out, case, before, after, pair.affine))
+        scene = scene or scene_of(case, before, after, pair.affine)
+    return pictures, scene
+
+
 def _notes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     flags = {case: row["flag"] for case, row in rows.items() if row["flag"]}
     origins = [row["latent"] for row in rows.values()]
     told = f"{origins.count(STORED)} latents were those of the run, {origins.count(FITTED)} were fitted."
+    told = "The model reads each label itself." if NONE in origins else told
     agreement = "These scores say how much was changed, not how good it is: they hold a result against its own input."
     return [agreement, told, *(f"{case} was left as it was: {why}." for case, why in flags.items())]

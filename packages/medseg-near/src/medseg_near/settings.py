@@ -21,10 +21,22 @@ class PrepareConfig:
 class FitConfig(TrainConfig):
     """Fitting."""
 
-    net: Literal["pointwise", "triplane", "original", "upstream"] = setting(
-        "pointwise",
-        "pointwise: the auto-decoder, each point by itself; triplane: finer features, for vessels; original, upstream: "
-        "norms over all points, for old weights and for comparison.",
+    net: Literal["denoising", "pointwise", "triplane", "original", "upstream"] = setting(
+        "denoising",
+        "denoising: reads a label and undoes errors that it learnt to undo; pointwise: the auto-decoder, a latent for "
+        "each case; triplane: the same with finer features; original, upstream: norms over all points, for old weights "
+        "and for comparison.",
+    )
+    errors: tuple[str, ...] = setting(
+        ("holes", "shifts", "leaks", "smooth", "breaks", "branches"),
+        "denoising: what is done to labels on purpose, to learn how to undo it.",
+    )
+    width: int = setting(32, "denoising: channels at the finest level.", low=4, high=256)
+    patch: int = setting(
+        48, "denoising: points of the lattice along each edge of what an update sees of a case.", low=16, high=512
+    )
+    cell_mm: float = setting(
+        0.0, "denoising: distance of the points where a label is read; 0 is the voxel edge that most have.", low=0
     )
     latent: int = setting(256, "Numbers that describe a shape.", low=1)
     appearance: bool = setting(False, "Also look at the CT at each point; the cache needs images.")
@@ -33,10 +45,13 @@ class FitConfig(TrainConfig):
         0, "Points of a case in an update; 0 is resolution^3 on a GPU and 32768 on a CPU.", low=0, high=10**8
     )
     curriculum: tuple[float, ...] = setting(
-        (0.5, 0.3, 0.1), "Share of the points that lie near the surface, over equal parts of the epochs.", low=0, high=1
+        (0.5, 0.3, 0.1),
+        "Share of the points that lie near the surface, over equal parts of the epochs, where a net has latents.",
+        low=0,
+        high=1,
     )
     band_radius: float = setting(2.0, "How near, in voxels of the label, inside and outside.", low=0.5, high=64)
-    dice: float = setting(0.7, "Weight of soft Dice.", low=0)
+    dice: float = setting(0.7, "Weight of soft Dice, of the nets with latents.", low=0)
     focal: float = setting(0.3, "Weight of the focal loss.", low=0)
     gamma: float = setting(4.0, "Exponent of the focal loss.", low=0)
     penalty: float = setting(1e-4, "Weight of the length of the latents.", low=0)

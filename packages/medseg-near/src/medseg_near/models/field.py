@@ -4,8 +4,10 @@ Axes: N cases, P points, C channels, L numbers of a latent. Points lie in [-1, 1
 to superior.
 """
 
+import json
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ PRIOR = 0.01  # share of the cube that is inside before anything is learnt
 OCTAVES = 6  # of the triplane variant's waves: the finest is a 32nd of the cube long
 Net = Literal["pointwise", "triplane", "original", "upstream"]
 NETS: tuple[Net, ...] = ("pointwise", "triplane", "original", "upstream")
+OLD_NETS: dict[Net, str] = {"original": "decoder.fc1.0.weight", "upstream": "decoder.implicit_mlp.0.weight"}
 
 
 class PointNorm(nn.GroupNorm):
@@ -76,7 +79,7 @@ class Decoder(nn.Module):
         if net not in NETS:
             raise MedsegError(f"net {net!r} is none of {', '.join(NETS)}")
         self.net, self.in_channels = net, in_channels
-        self.trunk = Trunk(latent)
+        self.trunk = Trunk(latent, align_corners=net in OLD_NETS)
         self.planes = Triplane(latent) if net == "triplane" else None
         more = TRIPLANE_CHANNELS + 6 * OCTAVES if net == "triplane" else 0
         norm = PointNorm if net in ("pointwise", "triplane") else SetNorm
@@ -111,6 +114,25 @@ class Shapes(nn.Module):
         in_channels, num_classes, latent, net: as `Decoder`; one class.
     """
 
+    # of files of NeAR and of the first NeAR for coronaries
+    renames: ClassVar[Mapping[str, str | None]] = {
+        "encoder": "latents",
+        "decoder.decoder_1.0.mlp": "decoder.trunk.unfold2.layer",
+        "decoder.decoder_1.1.mlp": "decoder.trunk.unfold4.layer",
+        "decoder.decoder_1.2": "decoder.trunk.start",
+        **{f"decoder.decoder_{n + 2}.{i + 1}": f"decoder.trunk.doublings.{n}.{i}" for n in range(3) for i in range(2)},
+        **{f"decoder.fc{n + 1}": f"decoder.head.layers.{n}" for n in range(4)},
+        "decoder.output": "decoder.head.last",
+        **{f"decoder.implicit_mlp.{3 * n + i}": f"decoder.head.layers.{n}.{i}" for n in range(2) for i in range(2)},
+        "decoder.implicit_mlp.6": "decoder.head.last",
+    }
+    card: ClassVar[Mapping[str, Any]] = {
+        "inputs": ("case", "points"),
+        "head": "sigmoid",
+        "channels": (1,),
+        "labels": {"1": "structure"},
+    }
+
     def __init__(
         self,
         num_cases: int = 1,
@@ -128,6 +150,27 @@ class Shapes(nn.Module):
         self.latents = nn.Embedding(num_cases, latent)
         nn.init.normal_(self.latents.weight, std=1 / math.sqrt(latent))
         self.decoder = Decoder(in_channels, latent=latent, net=net)
+
+    def check_foreign(self, tensors: Mapping[str, Tensor]) -> None:
+        """Whether a file of NeAR is for a network like this one; see `medseg_core.foreign.import_foreign`.
+
+        Shapes alone cannot tell: the original's tensors fit the pointwise net, which makes something else of them.
+
+        Raises:
+            MedsegError: another net, other inputs, or latents of another number of cases or of another length.
+        """
+        net = next((net for net, name in OLD_NETS.items() if name in tensors), None)
+        rows, latent = tuple(tensors["encoder.weight"].shape) if "encoder.weight" in tensors else (0, 0)
+        if net is None or not rows:
+            return
+        in_channels = tensors[OLD_NETS[net]].shape[1] - 3 - sum(WIDTHS)
+        theirs = {"num_cases": rows, "latent": latent, "net": net, "in_channels": in_channels}
+        num_cases, own_latent = self.latents.weight.shape
+        ours = {"num_cases": num_cases, "latent": own_latent, "net": self.decoder.net}
+        ours |= {"in_channels": self.decoder.in_channels}
+        if wrong := {name: value for name, value in theirs.items() if value != ours[name]}:
+            told = ", ".join(f"{name} {value} where the network has {ours[name]}" for name, value in wrong.items())
+            raise MedsegError(f"the file is of {told}; --arguments needs {json.dumps(wrong)[1:-1]}")
 
     def forward(self, case_N: Tensor, points_NP3: Tensor, picture_NPC: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(N, P) logits at points of cases, and their latents (N, L)."""

@@ -38,8 +38,10 @@ class Triplane(nn.Module):
         """(N, P, 3 * 24) features at points of [-1, 1]^3."""
         found = []
         for plane_NCHW, axes in zip(planes_NCHW.chunk(3, 1), AXES, strict=True):
-            at_NP12 = points_NP3[..., list(axes)].flip(-1)[:, :, None].to(plane_NCHW.dtype)
-            values_NCP1 = F.grid_sample(plane_NCHW, at_NP12, padding_mode="border", align_corners=True)
+            at_NP12 = points_NP3[..., list(axes)].flip(-1)[:, :, None]
+            values_NCP1 = F.grid_sample(
+                plane_NCHW.to(points_NP3.dtype), at_NP12, padding_mode="border", align_corners=True
+            )
             found.append(values_NCP1[..., 0].transpose(1, 2))
         return torch.cat(found, -1)
 

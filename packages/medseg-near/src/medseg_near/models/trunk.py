@@ -16,10 +16,14 @@ class Trunk(nn.Module):
     """(N, L) latents -> maps (N, 64, 4, 4, 4), (N, 48, 8, 8, 8), (N, 32, 16, 16, 16), (N, 16, 32, 32, 32).
 
     678,656 parameters with L = 256.
+
+    Args:
+        align_corners: whether a map and its double have their end voxels at the same places, as in NeAR.
     """
 
-    def __init__(self, latent: int = 256) -> None:
+    def __init__(self, latent: int = 256, *, align_corners: bool = False) -> None:
         super().__init__()
+        self.align_corners = align_corners
         coarse = WIDTHS[0]
         self.unfold2 = _Unfolded(latent, 8 * 128)
         self.unfold4 = _Unfolded(128, 8 * coarse)
@@ -33,14 +37,16 @@ class Trunk(nn.Module):
         x_NCXYZ = self.start(self.unfold4(self.unfold2(latent_NL[..., None, None, None])))
         maps = [x_NCXYZ]
         for block in self.doublings:
-            x_NCXYZ = block(F.interpolate(x_NCXYZ, scale_factor=2, mode="trilinear", align_corners=False))
+            twice_NCXYZ = F.interpolate(x_NCXYZ, scale_factor=2, mode="trilinear", align_corners=self.align_corners)
+            x_NCXYZ = block(twice_NCXYZ)
             maps.append(x_NCXYZ)
         return maps
 
 
 def looked_up(map_NCXYZ: Tensor, points_NP3: Tensor) -> Tensor:
     """(N, P, C) of a map at points of [-1, 1]^3, trilinear; -1 and 1 are the middles of its end voxels."""
-    at_NP113 = points_NP3.flip(-1)[:, :, None, None].to(map_NCXYZ.dtype)  # PyTorch wants the last axis first
+    at_NP113 = points_NP3.flip(-1)[:, :, None, None]  # PyTorch wants the last axis first
+    map_NCXYZ = map_NCXYZ.to(points_NP3.dtype)  # places in half precision would be a quarter of a voxel off
     found_NCP11 = F.grid_sample(map_NCXYZ, at_NP113, padding_mode="border", align_corners=True)
     return found_NCP11[..., 0, 0].transpose(1, 2)
 
