@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter, map_coordinates
 from tests.near.conftest import SMALL
 
 from medseg_core.cases import Case
@@ -100,6 +101,16 @@ def test_a_lattice_coarser_than_the_voxels_averages_them():
     values[::4] = 1
     seen = patch_of(values, np.zeros(3, int), np.array([4.0, 1, 1]), (8, 8, 8))
     np.testing.assert_allclose(seen[2:6], 0.25, atol=0.07)
+
+
+def test_a_patch_between_the_voxels_is_that_of_the_whole_crop():
+    """Trilinear, and averaged where the lattice is coarser, as if all of the crop were read."""
+    values = np.random.default_rng(0).random((40, 30, 50))
+    step, corner, size = np.array([0.7, 1.6, 1.0]), np.array([20, 3, -4]), (8, 9, 10)
+    smooth = gaussian_filter(values, (0, 0.8, 0), mode="nearest")
+    at = np.meshgrid(*((np.arange(n) + c) * s for n, c, s in zip(size, corner, step, strict=True)), indexing="ij")
+    whole = map_coordinates(smooth, at, order=1, mode="grid-constant")
+    np.testing.assert_allclose(patch_of(values, corner, step, size), whole, atol=1e-5)
 
 
 def test_a_patch_lies_where_its_corner_says():
@@ -199,6 +210,13 @@ def test_a_cube_asks_the_same_field(denoised, shapes):
 def test_a_model_that_looks_at_a_ct_wants_one(cache, shapes, tmp_path):
     with pytest.raises(MedsegError, match="has no CT"):
         fit(cache, tmp_path / "run", replace(CONFIG, appearance=True))
+
+
+@pytest.mark.parametrize(("errors", "said"), [(("hole",), "'hole' does not exist; did you mean"), ((), "no error is")])
+def test_errors_that_do_not_exist_are_refused_before_a_run_begins(cache, tmp_path, errors, said):
+    with pytest.raises(MedsegError, match=said):
+        fit(cache, tmp_path / "run", replace(CONFIG, errors=errors))
+    assert not (tmp_path / "run").exists()
 
 
 def test_holes_are_filled_once_they_were_learnt(tmp_path):

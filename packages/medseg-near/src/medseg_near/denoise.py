@@ -7,6 +7,7 @@ with the same distance between its points along each.
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +20,18 @@ from medseg_core.draw import Batch, Draw
 from medseg_core.losses import bce, multilabel_dice
 from medseg_core.trainer import At, Score
 from medseg_near.models.denoiser import FINE, REACH, Denoiser
-from medseg_near.noise import corrupt, corrupted
+from medseg_near.noise import Measured, corrupt, corrupted, measure
 from medseg_near.occupancy import CHUNK, Ask, narrow
 from medseg_near.points import inside, picture_at
 from medseg_near.settings import FitConfig
 from medseg_near.shapes import Shape
 
+POINTS = 16_384
 AWAY = 8  # how far from the structure the middle of a patch may lie
 BAND = 7  # edge of the block within which a label must change to be near
 TWICE = 0.2  # chance that a label has two kinds of error
 SAME_GRID = 0.02  # a lattice that differs less from the voxels is that of the voxels
+MEASURED = 64  # shapes whose centre lines are kept in memory
 VALIDATED = 0.7  # amount of error at validation
 TILE = 192  # points of the lattice along each edge that the network sees at once in a large crop, a multiple of 8
 
@@ -47,6 +50,7 @@ class Errors:
     def __init__(self, shapes: Sequence[Shape], config: FitConfig, *, num_points: int, cell_mm: float) -> None:
         self.shapes, self.config = list(shapes), config
         self.num_points, self.cell_mm = num_points, cell_mm
+        self.measured: dict[int, Measured] = {}
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -54,9 +58,11 @@ class Errors:
     def __getitem__(self, draw: Draw) -> Batch:
         shape, rng = self.shapes[draw.index], draw.numpy()
         clean = np.asarray(shape.label)
-        noisy = with_errors(clean, self.config.errors, shape.spacing_mm, rng)
+        noisy = with_errors(clean, self.config.errors, shape.spacing_mm, rng, measured=self._measured(draw.index))
         step = steps_of(shape, self.cell_mm)
-        middle = rng.permutation(np.argwhere(clean))[0] / step + rng.integers(-AWAY, AWAY + 1, 3)
+        inner = np.flatnonzero(clean)
+        middle = np.array(np.unravel_index(inner[rng.integers(len(inner))], clean.shape)) / step
+        middle += rng.integers(-AWAY, AWAY + 1, 3)
         edge = self.config.patch
         corner = np.rint(middle - edge / 2).astype(int)
         channels = _channels(shape, noisy, image=self.config.appearance)
@@ -73,16 +79,30 @@ class Errors:
             "inside": torch.from_numpy(inside(clean, voxels).astype(np.float32)),
         }
 
+    def _measured(self, index: int) -> Measured:
+        """Kept of a small cohort."""
+        shape = self.shapes[index]
+        found = self.measured.get(index) or measure(np.asarray(shape.label), shape.spacing_mm)
+        if len(self.measured) < MEASURED:
+            self.measured[index] = found
+        return found
+
 
 def with_errors(
-    label: np.ndarray, kinds: Sequence[str], spacing_mm: Sequence[float], rng: np.random.Generator
+    label: np.ndarray,
+    kinds: Sequence[str],
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+    *,
+    measured: Measured | None = None,
 ) -> np.ndarray:
     """A label with one kind of error of any amount, sometimes two, sometimes none."""
     number = int(rng.integers(len(kinds) + 1))
     if number == len(kinds):
         return label
     more = [kinds[int(rng.integers(len(kinds)))]] if rng.random() < TWICE else []
-    return corrupted(label, [kinds[number], *more], amount=rng.uniform(), spacing_mm=spacing_mm, rng=rng)
+    how: dict[str, Any] = {"amount": rng.uniform(), "spacing_mm": spacing_mm, "rng": rng, "measured": measured}
+    return corrupted(label, [kinds[number], *more], **how)
 
 
 def steps_of(shape: Shape, cell_mm: float) -> np.ndarray:
@@ -103,16 +123,19 @@ def patch_of(values: np.ndarray, corner: np.ndarray, step: np.ndarray, size: Seq
         if all(part.start < part.stop for part in here):
             out[there] = values[tuple(here)]
         return out
-    smooth = values.astype(np.float32)
-    if (step > 1).any():
-        smooth = gaussian_filter(smooth, np.where(step > 1, step / 2, 0), mode="nearest")
-    axes = [(np.arange(n) + c) * s for n, c, s in zip(size, corner, step, strict=True)]
-    return map_coordinates(smooth, np.meshgrid(*axes, indexing="ij"), out, order=1, mode="grid-constant")
+    room = np.ceil(2 * step).astype(int) + 2  # more than the filter reaches
+    low = np.clip(np.floor(corner * step).astype(int) - room, 0, values.shape)
+    high = np.clip(np.ceil((corner + size) * step).astype(int) + room, low, values.shape)
+    part = values[tuple(map(slice, low, high))].astype(np.float32)
+    if part.size and (step > 1).any():
+        part = gaussian_filter(part, np.where(step > 1, step / 2, 0), mode="nearest")
+    axes = [(np.arange(n) + c) * s - a for n, c, s, a in zip(size, corner, step, low, strict=True)]
+    return map_coordinates(part, np.meshgrid(*axes, indexing="ij"), out, order=1, mode="grid-constant")
 
 
 def known_at(shape: Shape, label: np.ndarray, voxels: np.ndarray, *, image: bool) -> np.ndarray:
     """(P, C) float32 of a label, and of the CT of its shape, at places among the voxels."""
-    found = map_coordinates(label.astype(np.uint8), voxels.T, output=np.float32, order=1, mode="grid-constant")[:, None]
+    found = map_coordinates(label.view(np.uint8), voxels.T, output=np.float32, order=1, mode="grid-constant")[:, None]
     return np.concatenate([found, picture_at(shape, voxels)], 1) if image else found
 
 

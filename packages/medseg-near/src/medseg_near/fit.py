@@ -23,10 +23,11 @@ from medseg_core.losses import multilabel_dice, multilabel_focal
 from medseg_core.run import RunFolder
 from medseg_core.trainer import At, Result, Score, Step, Trainer, Validate
 from medseg_near import __version__
-from medseg_near.denoise import DenoiseStep, Errors, Repairs, cell_of
+from medseg_near.denoise import POINTS, DenoiseStep, Errors, Repairs, cell_of
 from medseg_near.models import MODELS
 from medseg_near.models.denoiser import Denoiser
 from medseg_near.models.field import Shapes
+from medseg_near.noise import KINDS
 from medseg_near.occupancy import asking, cube, narrow
 from medseg_near.points import CPU_POINTS, Points, expected_positives, frame_of, inside, picture_at
 from medseg_near.settings import FitConfig
@@ -110,13 +111,9 @@ def _card(model: str, arguments: dict[str, Any], inputs: tuple[str, ...], grid: 
     )
 
 
-def _num_points(config: FitConfig) -> int:
-    on_cpu = choose_device(config.device).type == "cpu"
-    return config.points or (CPU_POINTS if on_cpu else config.resolution**3)
-
-
 def _latents(shapes: Sequence[Shape], _: Sequence[Shape], config: FitConfig, *, label: str) -> _Plan:
-    half_mm, num_points = ROOM * max(shape.half_mm for shape in shapes), _num_points(config)
+    half_mm, on_cpu = ROOM * max(shape.half_mm for shape in shapes), choose_device(config.device).type == "cpu"
+    num_points = config.points or (CPU_POINTS if on_cpu else config.resolution**3)
     arguments: dict[str, Any] = {"num_cases": len(shapes), "in_channels": int(config.appearance), "num_classes": 1}
     arguments |= {"half_mm": half_mm, "latent": config.latent, "net": config.net}
     inputs = ("case", "points", *(("ct",) if config.appearance else ()))
@@ -129,7 +126,7 @@ def _latents(shapes: Sequence[Shape], _: Sequence[Shape], config: FitConfig, *, 
 
 
 def _denoising(shapes: Sequence[Shape], val: Sequence[Shape], config: FitConfig, *, label: str) -> _Plan:
-    cell_mm, num_points = config.cell_mm or cell_of(shapes), _num_points(config)
+    cell_mm, num_points = config.cell_mm or cell_of(shapes), config.points or POINTS
     arguments = {"in_channels": 1 + config.appearance, "num_classes": 1, "width": config.width, "cell_mm": cell_mm}
     inputs = ("label", *(("ct",) if config.appearance else ()))
     card = _card("denoiser", arguments, inputs, {"cell_mm": cell_mm, "label": label})
@@ -209,6 +206,10 @@ def write_latents(path: Path, shapes: Sequence[Shape], model: Shapes) -> None:
 def _check(shapes: Sequence[Shape], config: FitConfig) -> None:
     if not shapes:
         raise MedsegError("there is no shape to fit; prepare some first")
+    unknown = [kind for kind in config.errors if kind not in KINDS]
+    if config.net == "denoising" and (unknown or not config.errors):
+        wrong = f"error {unknown[0]!r} does not exist{meant(unknown[0], KINDS)}" if unknown else "no error is given"
+        raise MedsegError(f"{wrong}; --errors takes some of {', '.join(KINDS)}")
     if len(shapes) == 1:
         log.warning("a single shape teaches no shape model: what comes out can only repeat it")
     bare = [shape.id for shape in shapes if shape.image is None]

@@ -73,8 +73,27 @@ class _Piece:
         return voxels, cKDTree(self.line * self.spacing_mm).query(voxels * self.spacing_mm)[1]
 
 
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What errors need to know of a label: its centre line and thickness, which take longer than the error itself."""
+
+    box: tuple[slice, ...]
+    piece: _Piece
+
+
+def measure(label: np.ndarray, spacing_mm: Sequence[float]) -> Measured:
+    """Of a (X, Y, Z) bool label that is not empty, for `corrupt`."""
+    return Measured(*_cut_out(label, np.asarray(spacing_mm, float)))
+
+
 def corrupt(
-    label: np.ndarray, kind: str, *, amount: float, spacing_mm: Sequence[float], rng: np.random.Generator
+    label: np.ndarray,
+    kind: str,
+    *,
+    amount: float,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+    measured: Measured | None = None,
 ) -> np.ndarray:
     """A copy of a label with one kind of error in it; see the table of this module.
 
@@ -84,6 +103,7 @@ def corrupt(
         amount: 0 changes nothing, 1 is severe; the change grows with it.
         spacing_mm: voxel sizes along X, Y, Z.
         rng: where, and in which direction.
+        measured: of this label, where it is corrupted again and again.
 
     Returns:
         (X, Y, Z) bool. Never empty where the label is not: at least its deepest voxel stays.
@@ -103,7 +123,8 @@ def corrupt(
     noisy = label.copy(order="K")
     if amount == 0 or not label.any():
         return noisy
-    box, piece = _cut_out(label, spacing)
+    measured = measured or measure(label, spacing)
+    box, piece = measured.box, measured.piece
     hurt = _WORK[kind](piece, float(amount), rng)
     if not hurt.any():
         hurt = np.zeros_like(hurt)
@@ -113,11 +134,18 @@ def corrupt(
 
 
 def corrupted(
-    label: np.ndarray, kinds: Sequence[str], *, amount: float, spacing_mm: Sequence[float], rng: np.random.Generator
+    label: np.ndarray,
+    kinds: Sequence[str],
+    *,
+    amount: float,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+    measured: Measured | None = None,
 ) -> np.ndarray:
     """Several kinds of error one after the other, each of this amount; arguments and errors as for `corrupt`."""
     for kind in kinds:
-        label = corrupt(label, kind, amount=amount, spacing_mm=spacing_mm, rng=rng)
+        label = corrupt(label, kind, amount=amount, spacing_mm=spacing_mm, rng=rng, measured=measured)
+        measured = None  # of the label as it was
     return label
 
 

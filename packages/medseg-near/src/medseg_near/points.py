@@ -47,7 +47,7 @@ def frame_of(shape: Shape, half_mm: float) -> Frame:
 
 def inside(label: np.ndarray, voxels: np.ndarray) -> np.ndarray:
     """(P,) bool: whether a label, trilinear between its voxels and nothing beyond them, is at least half there."""
-    return map_coordinates(label.astype(np.uint8), voxels.T, output=np.float32, order=1, mode="grid-constant") >= 0.5
+    return map_coordinates(label.view(np.uint8), voxels.T, output=np.float32, order=1, mode="grid-constant") >= 0.5
 
 
 def band_of(label: np.ndarray, radius: float) -> np.ndarray:

@@ -138,10 +138,13 @@ class Refiner:
         seed = on_grid(np.asarray(shape.label), frame, grid, (n,) * 3)
         on_cube = lambda points: ask(frame.voxels(grid.points(points.astype(float))))  # noqa: E731
         found, asked = narrow(on_cube, (n,) * 3, seed=seed)
-        voxels = np.indices(shape.label.shape).reshape(3, -1).T.astype(float)
-        at = grid.voxels(frame.points(voxels)).T
-        values = map_coordinates(found.astype(np.uint8), at, output=np.float32, order=1, mode="constant")
-        return values.reshape(shape.label.shape) >= 0.5, asked
+        after = np.empty(shape.label.shape, bool)
+        for x, plane in enumerate(after):  # one after the other: places take more room than masks
+            voxels = np.insert(np.argwhere(np.ones(plane.shape, bool)), 0, x, axis=1).astype(float)
+            at = grid.voxels(frame.points(voxels)).T
+            values = map_coordinates(found.view(np.uint8), at, output=np.float32, order=1, mode="constant")
+            plane[:] = values.reshape(plane.shape) >= 0.5
+        return after, asked
 
 
 def _known(run: Path, net: Shapes) -> dict[str, np.ndarray]:

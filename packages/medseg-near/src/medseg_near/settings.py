@@ -42,7 +42,10 @@ class FitConfig(TrainConfig):
     appearance: bool = setting(False, "Also look at the CT at each point; the cache needs images.")
     resolution: int = setting(128, "Points along each edge of the cube where shapes are scored.", low=8, high=1024)
     points: int = setting(
-        0, "Points of a case in an update; 0 is resolution^3 on a GPU and 32768 on a CPU.", low=0, high=10**8
+        0,
+        "Points of a case in an update; 0 is 16384 for denoising, else resolution^3 on a GPU and 32768 on a CPU.",
+        low=0,
+        high=10**8,
     )
     curriculum: tuple[float, ...] = setting(
         (0.5, 0.3, 0.1),
