@@ -35,8 +35,9 @@ from medseg_near.settings import FitConfig, PrepareConfig, RefineConfig
 
 KINDS, AMOUNT, SEED = ("breaks", "branches", "holes"), 0.5, 7
 FIT = FitConfig(
-    appearance=True, epochs=60, batch_size=2, accumulate=1, lr=2e-3, points=16_384, val_every=60, num_scored=1
-)
+    appearance=True, width=16, patch=32, points=8192, epochs=280, batch_size=2, accumulate=1, lr=3e-3, clip=1.0,
+    warmup=0.02, val_every=280, num_scored=1, num_workers=1,
+)  # fmt: skip
 REFINE = RefineConfig(max_change="100%")
 HEARTS = {"num_cases": 14, "size": 80, "spacing_mm": 1.0}
 NUM_UNSEEN = 4
@@ -55,7 +56,7 @@ def demo(out: Path, *, quick: bool = False) -> Mapping[str, Any]:
     hearts, num_unseen, learning = HEARTS, NUM_UNSEEN, FIT
     if quick:
         hearts, num_unseen = {"num_cases": 3, "size": 48, "spacing_mm": 2.0}, 1
-        learning = replace(FIT, epochs=1, points=256, width=4)
+        learning = replace(FIT, epochs=1, points=256, width=4, num_workers=0)
     data = phantom(out / "data", **hearts)
     cases, images = read_cases(data / "cases.json"), data / "images"
     known, unseen = cases[:-num_unseen], cases[-num_unseen:]
