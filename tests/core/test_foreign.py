@@ -99,6 +99,38 @@ def test_every_shape_that_people_save_gives_the_same_network(shape, theirs, file
     assert equal(model, theirs)
 
 
+class Pointwise(Net):
+    """The same with a linear layer in the place of the convolution of size 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+
+@needs_safe_torch
+def test_a_convolution_of_size_1_fills_a_linear_layer_and_a_larger_one_does_not(theirs, files):
+    torch.save(theirs.state_dict(), files[0])
+    model = Pointwise()
+    import_foreign(*files, model, CARD)
+    x = torch.rand(1, 4, 1, 1)
+    torch.testing.assert_close(model.head(x[..., 0, 0]), theirs.head(x)[..., 0, 0])
+    torch.save({**theirs.state_dict(), "head.weight": torch.ones(2, 4, 3, 1)}, files[0])
+    with pytest.raises(MedsegError, match="head"):
+        import_foreign(files[0], files[1], Pointwise(), CARD, overwrite=True)
+
+
+@needs_safe_torch
+def test_a_model_may_refuse_a_file_by_its_own_names_of_the_tensors(theirs, files):
+    class Picky(Net):
+        def check_foreign(self, tensors):
+            raise MedsegError(f"not with {next(iter(tensors))}")
+
+    torch.save({f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}, files[0])
+    with pytest.raises(MedsegError, match=r"old.pth: not with encoder.weight"):
+        import_foreign(*files, Picky(), CARD)
+    assert not files[1].exists()
+
+
 @needs_safe_torch
 def test_files_of_pytorch_before_1_6_open_too(theirs, files):
     torch.save(theirs.state_dict(), files[0], _use_new_zipfile_serialization=False)

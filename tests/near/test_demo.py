@@ -1,13 +1,16 @@
 """The whole way, in seconds."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.ndimage import label as numbered
 from typer.testing import CliRunner
 
+from medseg_core.errors import MedsegError
 from medseg_core.io import read_volume
+from medseg_near import demo as module
 from medseg_near.cli import app
 from medseg_near.demo import demo
 
@@ -47,6 +50,13 @@ def test_the_numbers_are_those_of_the_masks(made):
         this = mask(out, folder)
         assert told[f"dice_{side}"] == pytest.approx(2 * (this & clean).sum() / (this.sum() + clean.sum()))
         assert told[f"parts_{side}"] == numbered(this, np.ones((3, 3, 3)))[1]
+
+
+def test_a_demo_that_is_stopped_says_so_and_does_not_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "fit", lambda *_, **__: SimpleNamespace(reason="stopped"))
+    with pytest.raises(MedsegError, match="stopped; the same call with --out"):
+        demo(tmp_path / "demo", quick=True)
+    assert not (tmp_path / "demo" / "refined").exists()
 
 
 def test_who_is_repaired_was_not_learnt(made):

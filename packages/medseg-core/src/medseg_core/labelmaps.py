@@ -146,9 +146,10 @@ def find_label_maps(root: Path, *, names: Collection[str] = ()) -> dict[str, Lab
     for entry in sorted(root.iterdir()):
         if entry.name.startswith(".") or entry.name == NO_CASE:
             continue
-        if entry.is_dir() and _files(entry) and {case_name(file) for file in _files(entry)} <= whole:
+        masks = _files(entry)
+        if masks and {case_name(file) for file in masks} <= whole:
             continue  # more about the cases beside it: `changes/s0001.nii.gz`
-        if entry.is_dir() and (_files(entry) or _files(entry / "segmentations")):
+        if masks or _files(entry / "segmentations"):
             one = _from_folder(entry.name, entry)
         elif entry.is_file() and entry.name.lower().endswith(SUFFIXES):
             one = _from_file(entry)

@@ -62,7 +62,8 @@ def demo(out: Path, *, quick: bool = False) -> Mapping[str, Any]:
     known, unseen = cases[:-num_unseen], cases[-num_unseen:]
     where: dict[str, Any] = {"label": "coronary", "images": images}
     prepare(data / "labels", out / "cache", PrepareConfig(), only=[case.id for case in known], **where)
-    fit(out / "cache", out / "run", learning, resume="last")
+    if fit(out / "cache", out / "run", learning, resume="last").reason == "stopped":
+        raise MedsegError(f"stopped; the same call with --out {out} goes on")
     broken = _broken(unseen, out / "unseen")
     refine_files([broken], out / "run", out / "refined", REFINE, **where)
     told = _told(out, images, [case.id for case in unseen], num_known=len(known))
