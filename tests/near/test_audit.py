@@ -8,7 +8,7 @@ from scipy.ndimage import distance_transform_edt
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_volume
 from medseg_core.table import write_csv
-from medseg_near.audit import Limits, audit, flagged, read_limits, rim
+from medseg_near.audit import Limits, audit, flagged, read_limits, rim, within_reach
 
 ANYWHERE = Limits(percent=1e9, mm=1e9)
 
@@ -255,3 +255,26 @@ def test_two_segmentations_of_a_real_aorta_differ_by_what_scipy_measures(data):
     expected -= np.where(before, distance_transform_edt(~after, exact.spacing_mm), 0)
     assert np.allclose(found.change_mm, expected, atol=1e-5)
     assert found.added_ml == pytest.approx(np.count_nonzero(after & ~before) * 0.027)
+
+
+@pytest.mark.parametrize(("reach_mm", "kept"), [(4.9, 0), (5.0, 1)])
+def test_a_part_that_lies_by_itself_stays_only_where_it_is_near_the_input(reach_mm, kept):
+    after = cube()
+    after[8, 4, 8] = True  # from (5, 4, 5) 3 mm along x and 4 mm along z
+    found, left_out = within_reach(cube(), after, reach_mm=reach_mm, spacing_mm=(1, 1, 4 / 3))
+    assert (found[8, 4, 8], left_out) == (kept, 1 - kept)
+    assert (found[:8] == cube()[:8]).all()
+
+
+def test_a_part_that_touches_the_input_may_reach_as_far_as_it_likes():
+    after = cube()
+    after[5, 4, :] = True
+    found, left_out = within_reach(cube(), after, reach_mm=1, spacing_mm=(1, 1, 1))
+    assert (found == after).all()
+    assert left_out == 0
+
+
+def test_an_empty_input_leaves_the_result_as_it_is():
+    found, left_out = within_reach(empty(), cube(), reach_mm=1, spacing_mm=(1, 1, 1))
+    assert (found == cube()).all()
+    assert left_out == 0

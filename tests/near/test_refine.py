@@ -166,3 +166,24 @@ def test_another_model_is_not_taken_for_the_one_that_began(ball, balls, run, tmp
     save_model(other / "best.safetensors", Shapes(**card.arguments), card)
     with pytest.raises(MedsegError, match="other settings"):
         refine_files([balls], other, tmp_path / "out", CONFIG)
+
+
+def two_balls(net, latent, frame, look):
+    """One of 4 mm about the middle, one of 1.5 mm beside it, 2 mm apart."""
+
+    def ask(voxels):
+        points = 9 * frame.points(voxels.astype(float))
+        return np.maximum(4 - np.linalg.norm(points, axis=-1), 1.5 - np.linalg.norm(points - (7.5, 0, 0), axis=-1))
+
+    return ask
+
+
+@pytest.mark.parametrize(("reach_mm", "left_out", "parts"), [(1.0, "1", "1"), (50.0, "0", "2")])
+def test_what_lies_far_from_a_label_is_left_out_and_counted(
+    ball, balls, run, tmp_path, monkeypatch, reach_mm, left_out, parts
+):
+    monkeypatch.setattr(module, "asking", two_balls)
+    config = RefineConfig(**{**vars(CONFIG), "save_prob": True, "reach_mm": reach_mm})
+    refine_files([balls], run, tmp_path / "out", config)
+    row = table(tmp_path / "out")["ball_5"]
+    assert (row["parts_left_out"], row["num_components_after"]) == (left_out, parts)

@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import minimum
 
 from medseg_core.errors import MedsegError
 from medseg_core.masks import components
@@ -123,6 +124,31 @@ def audit(before: np.ndarray, after: np.ndarray, *, spacing_mm: Sequence[float])
         start=tuple(side.start for side in box),
         crop_mm=crop_mm,
     )
+
+
+def within_reach(
+    before: np.ndarray, after: np.ndarray, *, reach_mm: float, spacing_mm: Sequence[float]
+) -> tuple[np.ndarray, int]:
+    """The connected parts of a result that come near its input somewhere, and how many do not.
+
+    What a model invents lies by itself, as on another bright tube; what it mends holds on to the input. An input that
+    is empty has nothing near it: then all parts stay.
+
+    Args:
+        before, after: (X, Y, Z) bool, on one grid.
+        reach_mm: between the centres of voxels.
+        spacing_mm: along X, Y, Z.
+    """
+    box = box_of(before | after)
+    if box is None or not before.any():
+        return after, 0
+    old, parts = np.ascontiguousarray(before[box]), components(np.ascontiguousarray(after[box]))
+    lonely = np.setdiff1d(np.arange(1, parts.max(initial=0) + 1), parts[old])
+    away_mm = _distances_mm(np.isin(parts, lonely), old, np.asarray(spacing_mm, np.float64), math.inf)
+    far = lonely[minimum(away_mm, parts, lonely) > reach_mm * (1 + ROUNDING)] if lonely.size else lonely
+    kept = after.copy(order="K")
+    kept[box] &= ~np.isin(parts, far)
+    return kept, len(far)
 
 
 def read_limits(text: str) -> Limits:

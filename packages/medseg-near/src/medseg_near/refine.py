@@ -31,7 +31,7 @@ from medseg_core.pairs import Pair
 from medseg_core.report import write_report
 from medseg_core.run import read_json
 from medseg_core.volume import Volume
-from medseg_near.audit import Audit, audit, flagged, read_limits
+from medseg_near.audit import Audit, audit, flagged, read_limits, within_reach
 from medseg_near.denoise import repairing
 from medseg_near.fit import ROOM
 from medseg_near.latent import fit_latent, read_latents
@@ -64,6 +64,7 @@ class Refined:
         flag: why it was left as it was, "" where it was not.
         latent: "stored", "fitted", or "none" where the model has none.
         num_asked: points where the field was asked.
+        num_left_out: parts of the model's answer that lie too far from the label.
     """
 
     mask: np.ndarray
@@ -71,6 +72,7 @@ class Refined:
     flag: str
     latent: str
     num_asked: int
+    num_left_out: int
 
 
 class Refiner:
@@ -108,9 +110,10 @@ class Refiner:
             after, asked = self._on_cube(ask, shape)
         else:
             after, asked = narrow(ask, before.shape, seed=before)
+        after, num_far = within_reach(before, after, reach_mm=self.config.reach_mm, spacing_mm=shape.spacing_mm)
         found = audit(before, after, spacing_mm=shape.spacing_mm)
         flag = flagged(found, self.limits)
-        return Refined(before if flag else after, found, flag, origin, asked), probs
+        return Refined(before if flag else after, found, flag, origin, asked, num_far), probs
 
     def field(self, shape: Shape) -> tuple[Ask, str]:
         """Logits at places among the voxels of a crop, above 0 from the threshold on; and whence its latent."""
@@ -217,6 +220,7 @@ def _write(case: Case, *, refiner: Refiner, out: Path) -> Mapping[str, Any]:
     if refined.flag:
         log.warning("%s is left as it was: %s", case.id, refined.flag)
     about = {"files": stamp_of(case), "latent": refined.latent, "flag": refined.flag, "asked": refined.num_asked}
+    about["parts_left_out"] = refined.num_left_out
     return {**about, **{name: value for name, value in refined.audit.as_row().items() if str(value) != "nan"}}
 
 

@@ -82,6 +82,9 @@ class RefineConfig:
     fit_lr: float = setting(2e-2, "Learning rate of these updates at its highest.", low=0)
     known: bool = setting(True, "Use the latent that the run has of a case; else fit every case anew.")
     threshold: float = setting(0.5, "Probability from which a point is inside.", low=0.01, high=0.99)
+    reach_mm: float = setting(
+        5.0, "Parts of the answer that nowhere come this near to the label, in mm, are left out.", low=0, high=1000
+    )
     max_change: str = setting(
         "50%", "How much may change, as 20% of the volume, 5mm, 20%,5mm, or none; beyond it a case is left as it was."
     )

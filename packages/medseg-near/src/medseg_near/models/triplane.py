@@ -15,6 +15,7 @@ START = 4
 WIDTHS = (128, 96, 64, 48, 32, 24)  # at 4, 8, 16, 32, 64 and 128 pixels
 AXES = ((0, 1), (0, 2), (1, 2))
 TRIPLANE_CHANNELS = 3 * WIDTHS[-1]
+LAYOUT = torch.channels_last
 
 
 class Triplane(nn.Module):
@@ -25,11 +26,12 @@ class Triplane(nn.Module):
         self.start = nn.Linear(latent, 3 * WIDTHS[0] * START**2)
         steps = pairwise(WIDTHS)
         self.doublings = nn.ModuleList(nn.Sequential(_layer(a, b), _layer(b, b)) for a, b in steps)
+        self.to(memory_format=LAYOUT)
 
     def forward(self, latent_NL: Tensor) -> Tensor:
         """The three planes go through one network, as if they were three cases."""
         n = len(latent_NL)
-        x_MCHW = self.start(latent_NL).reshape(3 * n, WIDTHS[0], START, START)
+        x_MCHW = self.start(latent_NL).reshape(3 * n, WIDTHS[0], START, START).contiguous(memory_format=LAYOUT)
         for block in self.doublings:
             x_MCHW = block(F.interpolate(x_MCHW, scale_factor=2, mode="bilinear", align_corners=False))
         return x_MCHW.reshape(n, -1, *x_MCHW.shape[2:])

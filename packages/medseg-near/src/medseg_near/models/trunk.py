@@ -5,11 +5,13 @@ Axes: N cases, C channels, P points; X Y Z run from left to right, to anterior a
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 GROUPS, SLOPE = 8, 0.01
 WIDTHS = (64, 48, 32, 16)  # of the maps at 4, 8, 16 and 32 voxels
+LAYOUT = torch.channels_last_3d
 
 
 class Trunk(nn.Module):
@@ -31,16 +33,20 @@ class Trunk(nn.Module):
         self.doublings = nn.ModuleList(
             nn.Sequential(_layer(a, b, edge=3), _layer(b, b, edge=3)) for a, b in pairwise(WIDTHS)
         )
+        self.to(memory_format=LAYOUT)
 
     def forward(self, latent_NL: Tensor) -> list[Tensor]:
         """The coarsest first."""
-        x_NCXYZ = self.start(self.unfold4(self.unfold2(latent_NL[..., None, None, None])))
-        maps = [x_NCXYZ]
+        num = len(latent_NL)
+        if num == 1 and latent_NL.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            latent_NL = latent_NL.expand(2, -1)  # PyTorch has no fast convolution of one small float32 case
+        x_NCXYZ = self.unfold4(self.unfold2(latent_NL[..., None, None, None])).contiguous(memory_format=LAYOUT)
+        maps = [x_NCXYZ := self.start(x_NCXYZ)]
         for block in self.doublings:
             twice_NCXYZ = F.interpolate(x_NCXYZ, scale_factor=2, mode="trilinear", align_corners=self.align_corners)
             x_NCXYZ = block(twice_NCXYZ)
             maps.append(x_NCXYZ)
-        return maps
+        return [one[:num] for one in maps]
 
 
 def looked_up(map_NCXYZ: Tensor, points_NP3: Tensor) -> Tensor:
