@@ -1,12 +1,12 @@
-"""Shapes of vessels as fields: how true they are, and what 256^3 and 512^3 points of them cost.
+"""Shapes as fields of their latents: how true they are, and what 256^3 and 512^3 points of them cost.
 
     python benchmarks/fields.py --out fields                       # the real run; it goes on where it was
     python benchmarks/fields.py --out quick --cohorts iliac --epochs 2 --edges 32 64 128
 
-The vessels of a CT (3 mm) and of an atlas (0.9 mm). Vessels of like size share a cube and are fitted together, once by
-each net. Then, always on a uniform grid of the whole cube:
+Adrenal glands (1 mm), and the vessels of a CT (3 mm) and of an atlas (0.9 mm). Those of like size share a cube and are
+fitted together, once by each net. Then, always on a uniform grid of the whole cube:
 
-1. 128^3: Dice of each vessel with its label, every point asked; memory and seconds of the fit.
+1. 128^3: Dice of each with its label, every point asked; memory and seconds of the fit.
 2. 256^3: `narrow`, with the label as its seed and the laying of it on the grid counted, beside the dense ways: eight
    chunks of 128^3 points at once, as the original asks, and all points in the small chunks that `asking` takes. They
    take turns in one process, which the large chunks fill with some 10 GB; the median of the narrow ones is shown, and
@@ -50,7 +50,9 @@ from medseg_near.settings import FitConfig, PrepareConfig
 from medseg_near.shapes import box_of, read_shapes
 
 CT, ATLAS = "ct_multiorgan/ts_s0001/segmentations", "ct_more/spl_abdomen_labels/derived/seg_multilabel.nii.gz"
+SHAPES = "shapes3d/adrenalmnist3d_64_trainval.npz"
 COHORTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "adrenals": (SHAPES, tuple(f"train_{number:04d}" for number in range(12))),
     "trunk": (CT, ("aorta", "inferior_vena_cava", "portal_vein_and_splenic_vein")),
     "iliac": (CT, ("iliac_artery_left", "iliac_artery_right", "iliac_vena_left", "iliac_vena_right")),
     "arteries": (ATLAS, ("aorta", "splenic_artery", "superior_mesenteric_artery", "inferior_mesenteric_artery")),
@@ -64,7 +66,7 @@ ABOUT = 8  # voxels around the box of a vessel, where they lie
 
 
 class Field:
-    """A fitted vessel: its shape, and its field on a grid of the cube."""
+    """A fitted structure: its shape, and its field on a grid of the cube."""
 
     def __init__(self, out: Path, net: str, cohort: str, name: str, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -116,7 +118,8 @@ def fitted(out: Path, net: str, cohort: str, config: FitConfig, threads: int) ->
     torch.set_num_threads(threads)
     logging.basicConfig(level="INFO", format="%(message)s")
     (source, names), cache, run = COHORTS[cohort], out / f"cache_{cohort}", out / f"run_{net}_{cohort}"
-    prepare(Path(os.environ["MEDSEG_TEST_DATA"]) / source, cache, PrepareConfig(), label=",".join(names))
+    some: dict[str, Any] = {"only": names} if source == SHAPES else {"label": ",".join(names)}
+    prepare(Path(os.environ["MEDSEG_TEST_DATA"]) / source, cache, PrepareConfig(), **some)
     result = fit(cache, run, config, resume="last")
     rows = [json.loads(line) for line in (run / "timings.jsonl").read_text().splitlines()]
     model, _ = load_model(run, MODELS)
@@ -217,7 +220,7 @@ def cell(out: Path, name: str, kind: str, place: tuple[Any, ...], *more: Any) ->
 
 
 def cells(options: argparse.Namespace) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
-    """Kind, net, vessel or cohort, and what was measured."""
+    """Kind, net and what it drew, structure or cohort, and what was measured."""
     out, threads, (coarse, fine, finest) = options.out, options.threads, options.edges
     given = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in options.set)}
     more = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
@@ -228,18 +231,19 @@ def cells(options: argparse.Namespace) -> Iterator[tuple[str, str, str, dict[str
         done = cell(out, f"fit_{net}_{cohort}", "fit", (out, net, cohort), config, threads)
         if done["settings"] != json.loads(json.dumps(as_dict(config))):
             raise SystemExit(f"{out} holds fits of other settings; give another --out")
-        yield "fit", net, cohort, done
+        of = f"{net}, {'adrenals' if cohort == 'adrenals' else 'vessels'}"
+        yield "fit", of, cohort, done
         for number, name in enumerate(done["cases"]):
             tasks = {"shape": (coarse,)}
             tasks |= {"fine": (fine, options.repeats)} if number < options.dense else {}
-            tasks |= {"finest": (finest,)} if not number else {}
+            tasks |= {"finest": (finest,)} if options.dense and not number else {}
             for kind, how in tasks.items():
                 place = (out, net, cohort, name, threads)
-                yield kind, net, name, cell(out, f"{kind}_{net}_{cohort}_{name}_{how[0]}", kind, place, *how)
+                yield kind, of, name, cell(out, f"{kind}_{net}_{cohort}_{name}_{how[0]}", kind, place, *how)
 
 
 def told(rows: list[tuple[str, str, str, dict[str, Any]]]) -> dict[str, dict[str, float]]:
-    """By net: the mean and the worst Dice, the median and the least of the ratios, the largest memory."""
+    """By net and what it drew: mean and worst Dice, median and least of the ratios, the largest memory."""
     found: dict[str, dict[str, float]] = {}
     for net in dict.fromkeys(row[1] for row in rows):
         of = {kind: [row[3] for row in rows if row[:2] == (kind, net)] for kind in ("fit", "shape", "fine", "finest")}
@@ -250,14 +254,13 @@ def told(rows: list[tuple[str, str, str, dict[str, Any]]]) -> dict[str, dict[str
             "fit_s_per_update": statistics.median(one["seconds_per_update"] for one in of["fit"]),
             "fit_minutes": sum(one["minutes"] for one in of["fit"]),
             "fit_peak_gb": max(one["peak_rss_gb"] for one in of["fit"]),
-            "finest_s": max(one["seconds"] for one in of["finest"]),
-            "finest_peak_gb": max(one["peak_rss_gb"] for one in of["finest"]),
-            "finest_overhead": max(one["overhead"] for one in of["finest"]),
         }
-        for name in ("ratio", "ratio_small_chunks"):
+        for name in ("seconds", "peak_rss_gb", "overhead") if of["finest"] else ():
+            found[net][f"finest_{name}"] = max(one[name] for one in of["finest"])
+        for name in ("ratio", "ratio_small_chunks") if of["fine"] else ():
             values = [one[name] for one in of["fine"]]
             found[net] |= {f"{name}_median": statistics.median(values), f"{name}_least": min(values)}
-        for name in ("differ", "differ_of_structure"):
+        for name in ("differ", "differ_of_structure") if of["fine"] else ():
             found[net][f"{name}_most"] = max(one[name] for one in of["fine"])
     return found
 
@@ -273,7 +276,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="another setting of the fit")
-    parser.add_argument("--dense", type=int, default=1, help="vessels of a cohort that are also refined, densely too")
+    parser.add_argument("--dense", type=int, default=1, help="how many of a cohort are also refined, densely too")
     parser.add_argument("--repeats", type=int, default=1, help="narrow searches before, between and after")
     parser.add_argument("--edges", type=int, nargs=3, default=[128, 256, 512], metavar="N")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -287,14 +290,14 @@ def main() -> None:
     for kind in ("fit", "shape", "fine", "finest"):
         for _, net, name, row in (row for row in rows if row[0] == kind):
             values = (f"{key} {value:.4g}" for key, value in row.items() if isinstance(value, float | int))
-            print(f"{kind:6} {net:9} {name:52}", "  ".join(values))
+            print(f"{kind:6} {net:19} {name:52}", "  ".join(values))
     table = told(rows)
     about = {"cpu": machine(torch.device("cpu")), "cores": os.cpu_count(), "threads": options.threads}
     document = {"command": " ".join(sys.argv), "machine": {**about, "torch": torch.__version__}, "table": table}
     document["rows"] = [{"kind": kind, "net": net, "of": of, **row} for kind, net, of, row in rows]
     write_text(options.out / "results.json", json.dumps(document, indent=1) + "\n")
     for net, row in table.items():
-        print(f"{net:9}", "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
+        print(f"{net:19}", "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
 
 
 if __name__ == "__main__":
