@@ -19,7 +19,8 @@ import numpy as np
 
 from medseg_cardiac.contours import Drawn, find_contours, match_frames, rasterise, read_contour
 from medseg_cardiac.dataset import CASES, CINE
-from medseg_cardiac.sources import CONTOURS, find_patients, unpacked
+from medseg_cardiac.sources import CONTOURS, find_patients
+from medseg_core.archive import unpacked
 from medseg_core.cases import Case, write_cases
 from medseg_core.cohort import JOURNAL, Outcome, for_each, read_journal
 from medseg_core.dicom_cine import CinePlane, read_cine

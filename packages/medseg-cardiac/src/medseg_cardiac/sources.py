@@ -5,12 +5,7 @@ Names of cases are those of folders and zips: nothing is taken from a header, wh
 
 import logging
 import os
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from medseg_cardiac.contours import NAME
 from medseg_core.cases import Case
@@ -19,10 +14,6 @@ from medseg_core.errors import MedsegError
 
 CONTOURS = "contours"
 ZIP = "dicom.zip"  # says nothing of the patient, so its folder does
-MOST_BYTES = 16 * 2**30  # of one patient; a cine of 15 slices and 50 frames takes 0.1 GB
-MOST_FILES = 100_000
-BEST_RATIO = 1032  # no deflate stream expands further
-PIECE = 1 << 20
 
 log = logging.getLogger(__name__)
 
@@ -68,30 +59,6 @@ def find_patients(source: Path, *, contours: Path | None = None) -> list[Case]:
     return list(cases.values())
 
 
-@contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
-    """A folder of DICOM files: itself, or a temporary one with what a zip holds, gone afterwards.
-
-    Of a member's name only the last part is used, so none is written elsewhere; hidden files are left out.
-
-    Raises:
-        MedsegError: no zip, encrypted, damaged, too large, or one that promises more than its bytes can hold. Errors
-            of the block name the zip, not the temporary folder.
-    """
-    if path.is_dir():
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        homes = _unpack(path, Path(folder))
-        try:
-            yield Path(folder)
-        except MedsegError as error:
-            said = str(error)
-            for name, home in homes.items():
-                said = said.replace(str(home), str(path / name))
-            raise MedsegError(said.replace(folder, str(path))) from None
-
-
 def _name(path: Path) -> str:
     if path.is_dir():
         return path.name
@@ -131,48 +98,3 @@ def _contours_of(path: Path, name: str, contours: Path | None, *, alone: bool) -
 
 def _has_contours(folder: Path) -> bool:
     return Path(folder).is_dir() and any(NAME.fullmatch(p.name) for p in Path(folder).iterdir())
-
-
-def _unpack(path: Path, folder: Path) -> dict[PurePosixPath, Path]:
-    """The folders in the zip, and where each now lies."""
-    homes: dict[PurePosixPath, Path] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir() and not _hidden(m.filename)]
-            _check_promise(path, members)
-            for member in members:
-                name = PurePosixPath(member.filename.replace("\\", "/"))
-                home = homes.setdefault(name.parent, folder / f"{len(homes):04d}")
-                home.mkdir(exist_ok=True)
-                _copy(archive, member, home / name.name)
-            return homes
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, ValueError) as error:
-        raise MedsegError(f"{path} is no zip, or damaged: {error}; copy or pack it again") from None
-    except OSError as error:
-        raise MedsegError(f"cannot unpack {path}: {error.strerror or error}") from None
-
-
-def _hidden(name: str) -> bool:
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    return any(part.startswith(".") and part not in (".", "..") for part in parts) or "__MACOSX" in parts
-
-
-def _check_promise(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    total = sum(member.file_size for member in members)
-    if len(members) > MOST_FILES or total > MOST_BYTES:
-        raise MedsegError(
-            f"{path} holds {len(members)} files of {total / 2**30:.1f} GiB, more than a cine of one patient; give one "
-            "zip per patient"
-        )
-    for member in members:
-        if member.flag_bits & 1:
-            raise MedsegError(f"{path} is encrypted; unpack it first and give the folder")
-        if member.file_size > BEST_RATIO * (member.compress_size + 1):
-            raise MedsegError(f"{path}: a file promises {member.file_size} bytes, which it cannot hold; pack it again")
-
-
-def _copy(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
-    """No more than the member promised: `zipfile` stops there and compares the checksum."""
-    with archive.open(member) as stream, path.open("wb") as file:
-        while piece := stream.read(PIECE):
-            file.write(piece)

@@ -1,0 +1,97 @@
+"""`medseg fusion`: flags, one config, one call each."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medseg_core.options import App, Json, Out, Overwrite, Resume, RunOut, Splits, flags, tell, tell_failures
+from medseg_fusion.settings import FusionConfig, PrepareConfig
+
+app = App("medseg-fusion", "Tumours on CT and PET with two encoders, and the proof whether their fusion helps.")
+
+DATA = "Patients: <patient>/CT_image.nii.gz beside PET_image and CT_mask, DICOM, or CT/, PET/ and masks/ of PNG slices."
+Data = Annotated[Path, typer.Argument(metavar="DATA", help=DATA)]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Where all randomness starts.")]
+
+
+@app.command()
+def check(data: Data, splits: Splits = None, as_json: Json = False) -> None:
+    """Say what is there, and all that is wrong with DATA, before any work: units, masks, leaks between splits."""
+    from medseg_fusion.check import check as run
+
+    checked = run(data, splits=splits)
+    if not as_json:
+        typer.echo(checked.table())
+    findings = list(checked.findings)
+    tell({"patients": checked.patients, "findings": findings} if as_json else findings, as_json=as_json)
+    if checked.bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+@flags(PrepareConfig)
+def prepare(data: Data, config: PrepareConfig, out: Out, as_json: Json = False) -> None:
+    """Bring CT, PET and mask of each patient onto one grid, in HU and SUV."""
+    from medseg_fusion.prepare import prepare as run
+
+    outcome = run(data, out, config)
+    counts = {name: len(getattr(outcome, name)) for name in ("done", "skipped", "failed")}
+    tell({"out": str(out), **counts}, as_json=as_json)
+    tell_failures(outcome.failed)
+
+
+@app.command()
+def split(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The split file.")] = Path("split_info.json"),
+    val: Annotated[float, typer.Option("--val-ratio", min=0, max=1, help="Share of patients to validate on.")] = 0.2,
+    test: Annotated[float, typer.Option("--test-ratio", min=0, max=1, help="Share of patients to hold out.")] = 0.0,
+    seed: Seed = 42,
+    as_json: Json = False,
+) -> None:
+    """Divide DATA by patient, always; parts that DATA brings along are kept."""
+    from medseg_core.cases import SPLITS, split_cases, write_split
+    from medseg_fusion.sources import find_patients
+
+    cases = split_cases(find_patients(data).cases, val=val, test=test, seed=seed)
+    write_split(out, cases, seed=seed)
+    tell({part: sorted(case.id for case in cases if case.split == part) for part in SPLITS if part}, as_json=as_json)
+
+
+@app.command()
+@flags(FusionConfig)
+def train(
+    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="What prepare made.")],
+    config: FusionConfig,
+    out: RunOut = None,
+    resume: Resume = "",
+    overwrite: Overwrite = False,
+    splits: Splits = None,
+    as_json: Json = False,
+) -> None:
+    """Train a network; the run keeps the split that was used, and the threshold that is best on its validation part."""
+    from medseg_core.distributed import place
+    from medseg_core.runs import run_path
+    from medseg_fusion.train import train as run
+
+    with run_path(out, "fusion", "train", resume=resume) as folder:
+        result = run(cache, folder, config, splits=splits, resume=resume, overwrite=overwrite)
+    if place()[0] == 0:  # of many processes one speaks
+        scores = {f"best_{name}": value for name, value in result.best.metrics.items()} if result.best else {}
+        tell({"run": str(folder), "epochs": result.epochs, "ended": result.reason, **scores}, as_json=as_json)
+    if result.reason == "stopped":
+        typer.echo(f"stopped; the same call with --resume --out {folder} goes on", err=True)
+        raise typer.Exit(143)  # as the shell says of what SIGTERM ended
+
+
+@app.command()
+def phantom(
+    out: Out,
+    num_cases: Annotated[int, typer.Option("--num-cases", min=2, help="How many patients.")] = 12,
+    seed: Seed = 0,
+) -> None:
+    """Write patients with known tumours, which neither CT nor PET alone tells from what looks alike."""
+    from medseg_fusion.phantom import phantom as make
+
+    make(out, num_cases=num_cases, seed=seed)

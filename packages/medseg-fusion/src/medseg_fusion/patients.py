@@ -1,0 +1,207 @@
+"""One patient on one grid: CT in HU and PET in SUV from volumes and DICOM, or both in 8 bits from pictures of slices.
+
+Axes: A B the two axes of a slice, X Y of RAS voxels or H W of a picture; S slices, last.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medseg_core.archive import unpacked
+from medseg_core.cases import Case
+from medseg_core.dicom import is_dicom
+from medseg_core.errors import MedsegError
+from medseg_core.grid import Grid
+from medseg_core.io import read_picture, read_volume
+from medseg_core.volume import Volume, resample
+from medseg_fusion.sources import ROLES
+from medseg_fusion.suv import read_suv
+
+ORIENTATION = "RAS"
+HU_SUV, BITS = "HU and SUV", "8 bits"
+AIR_HU = -200.0  # a CT without any voxel below it shows no air
+LARGEST_SUV = 200.0  # nothing in a patient takes up that much but a bladder; Bq/ml and kBq/ml go beyond
+COVERED = 0.5  # share of the CT's voxels that PET must reach, below which it is told
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Patient:
+    """What is known of a patient.
+
+    Args:
+        id: the patient.
+        ct: (A, B, S) int16 HU, or uint8 where `unit` is "8 bits".
+        pet: (A, B, S) float32 SUV, or uint8.
+        label: (A, B, S) uint8, 1 where tumour is; None where there is no mask.
+        unit: "HU and SUV", or "8 bits".
+        spacing: mm along A, B, S; 1 pixel each in pictures.
+        affine: (4, 4) index to RAS+ mm, None for pictures.
+        home: the CT's own grid, on which masks are written; None for pictures.
+        slices: names of the pictures, one for each slice.
+        covered: share of the voxels that lie in the PET's field of view.
+    """
+
+    id: str
+    ct: np.ndarray
+    pet: np.ndarray
+    label: np.ndarray | None
+    unit: str
+    spacing: tuple[float, float, float]
+    affine: np.ndarray | None = None
+    home: Grid | None = None
+    slices: tuple[str, ...] = ()
+    covered: float = 1.0
+
+
+def read_patient(case: Case, *, spacing_mm: tuple[float, float, float] | None = None) -> Patient:
+    """A patient of `sources.find_patients` on one grid, checked.
+
+    Args:
+        spacing_mm: of the grid of volumes, along right-left, back-front, feet-head; None is the CT's own.
+
+    Raises:
+        MedsegError: what cannot be what its name says: NaN, CT and PET swapped or without a common place, PET that is
+            no SUV, a mask that is neither 0 and 1 nor 0 and 255, pictures of different sizes or of other kinds.
+    """
+    if case.notes.get("kind") == "pictures":
+        return _of_pictures(case)
+    ct = _read(case.files["ct"])
+    pet = read_pet(case.files["pet"])
+    check_units(ct, pet, case)
+    grid = ct.grid.oriented(ORIENTATION, spacing_mm)
+    inside = resample(Volume(np.ones(pet.voxels.shape, np.uint8), pet.affine), grid, how="label", outside=0).voxels
+    if not inside.any():
+        raise MedsegError(
+            f"{case.files['ct']} and {case.files['pet']} have no place in common; are they of one patient?"
+        )
+    label = None
+    if "label" in case.files:
+        mask = _read(case.files["label"])
+        label = resample(mask.like(binary(mask.voxels, case.files["label"])), grid, how="label", outside=0).voxels
+    hu = resample(ct, grid, antialias=True).voxels
+    limits = np.iinfo(np.int16)
+    return Patient(
+        id=case.id,
+        ct=np.clip(np.rint(hu), limits.min, limits.max).astype(np.int16),
+        pet=resample(pet, grid, outside=0, antialias=True).voxels.astype(np.float32),
+        label=label,
+        unit=HU_SUV,
+        spacing=grid.spacing_mm,
+        affine=grid.affine,
+        home=ct.grid,
+        covered=float(inside.mean()),
+    )
+
+
+def read_pet(path: Path) -> Volume:
+    """SUV from a volume that holds it, or from a DICOM series in a folder or a zip."""
+    path = Path(path)
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        with _series(path, "PT") as folder:
+            return read_suv(folder)
+    return _read(path)
+
+
+def check_units(ct: Volume, pet: Volume, case: Case) -> None:
+    """HU and SUV have ranges that betray what is neither.
+
+    Raises:
+        MedsegError: swapped files, PET in Bq/ml or kBq/ml, or negative PET.
+    """
+    of_ct, of_pet = case.files["ct"], case.files["pet"]
+    low_ct, low_pet, high_pet = float(ct.voxels.min()), float(pet.voxels.min()), float(pet.voxels.max())
+    if low_ct >= 0 and low_pet < AIR_HU:
+        raise MedsegError(f"{of_pet} goes down to {low_pet:g}, as HU do, and {of_ct} not below 0: swap CT and PET")
+    if low_pet < -1:
+        raise MedsegError(f"{of_pet} goes down to {low_pet:g}, and no SUV is below 0; is it CT, or a wrong intercept?")
+    if high_pet > LARGEST_SUV:
+        fix = "give SUV, or the DICOM series, whose tags say the dose and the weight"
+        raise MedsegError(f"{of_pet} goes up to {high_pet:g}, beyond any SUV: Bq/ml or kBq/ml? {fix}")
+    if high_pet <= 0:
+        raise MedsegError(f"{of_pet} is 0 everywhere; export it again")
+    if low_ct > AIR_HU:
+        log.warning("%s has nothing below %g, so no air; is it in HU?", of_ct, low_ct)
+
+
+def binary(values: np.ndarray, path: Path) -> np.ndarray:
+    """uint8 of 0 and 1 from 0 and 1, or from 0 and 255.
+
+    Raises:
+        MedsegError: other values.
+    """
+    found = np.unique(values)
+    if not (np.isin(found, (0, 1)).all() or np.isin(found, (0, 255)).all()):
+        some = ", ".join(f"{value:g}" for value in found[:5])
+        raise MedsegError(f"{path} holds {some}; a mask of tumour is 0 and 1, or 0 and 255: write one as {path.stem}")
+    return (values > 0).astype(np.uint8)
+
+
+def _read(path: Path) -> Volume:
+    path = Path(path)
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        with _series(path, "CT") as folder:
+            return read_volume(folder)
+    volume = read_volume(path)
+    if volume.voxels.dtype.kind == "f" and not np.isfinite(volume.voxels).all():
+        raise MedsegError(f"{path} holds voxels that are no numbers (NaN or infinite); export it again")
+    return volume
+
+
+@contextmanager
+def _series(path: Path, modality: str) -> Iterator[Path]:
+    """The folder with the DICOM files of a modality, CT or PT, in a folder or a zip."""
+    from pydicom import dcmread
+
+    with unpacked(path) as folder:
+        firsts: dict[Path, Path] = {}
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and file.parent not in firsts and is_dicom(file):
+                firsts[file.parent] = file
+        said = {
+            home: str(dcmread(file, specific_tags=["Modality"]).get("Modality", "")) for home, file in firsts.items()
+        }
+        homes = [home for home, found in said.items() if found == modality]
+        if len(homes) != 1:
+            found = ", ".join(sorted(said.values())) or "none"
+            raise MedsegError(f"{path} holds {len(homes)} series of {modality} (found: {found}); give one of them")
+        yield homes[0]
+
+
+def _of_pictures(case: Case) -> Patient:
+    """The slices of a patient as one stack."""
+    stacks: dict[str, list[np.ndarray]] = {}
+    for name in case.notes["slices"]:
+        planes = {role: _plane(folder / name) for role, folder in case.files.items()}
+        for role, plane in planes.items():
+            first = stacks[role][0] if stacks.get(role) else planes["ct"]
+            if plane.shape != first.shape:
+                sizes = " and ".join("x".join(map(str, one.shape)) for one in (plane, first))
+                other = case.files["ct"] / (name if first is planes["ct"] else case.notes["slices"][0])
+                raise MedsegError(f"{case.files[role] / name} and {other} differ in size, {sizes}; export them alike")
+            stacks.setdefault(role, []).append(plane)
+    label = None
+    if "label" in stacks:
+        files = zip(stacks["label"], case.notes["slices"], strict=True)
+        label = np.stack([binary(plane, case.files["label"] / name) for plane, name in files], -1)
+    ct, pet = (np.stack(stacks[role], -1) for role in ("ct", "pet"))
+    names = tuple(case.notes["slices"])
+    return Patient(case.id, ct, pet, label, BITS, (1.0, 1.0, 1.0), slices=names)
+
+
+def _plane(path: Path) -> np.ndarray:
+    """(H, W) uint8 of a grey picture."""
+    pixels = read_picture(path).pixels
+    if pixels.ndim == 3 and pixels.shape[2] >= 3 and (pixels[..., :1] == pixels[..., :3]).all():
+        pixels = pixels[..., 0]
+    if pixels.ndim != 2:
+        raise MedsegError(f"{path} has colours; {' and '.join(ROLES.values())} must be grey pictures: convert it")
+    if pixels.dtype != np.uint8:
+        fix = "16-bit pictures do not say their units: give the NIfTI or DICOM that they were made of, or 8 bits"
+        raise MedsegError(f"{path} holds {pixels.dtype}; {fix}")
+    return pixels
