@@ -94,7 +94,7 @@ class TestV1(Checks):
     num_parameters = (({}, 11_439_492),)
 
 
-def test_the_four_way_network_trains_what_the_readme_says():
+def test_the_four_way_network_trains_what_its_docstring_says():
     with torch.device("meta"):
         net = FourWay()
     assert (count(net, trainable=True), count(net, trainable=False)) == (8_769_509, 4_648_832)

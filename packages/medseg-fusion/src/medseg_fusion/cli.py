@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medseg_core.options import App, Json, Out, Overwrite, Resume, RunOut, Splits, flags, tell, tell_failures
-from medseg_fusion.settings import FusionConfig, PrepareConfig
+from medseg_fusion.settings import FusionConfig, PredictConfig, PrepareConfig
 
 app = App("medseg-fusion", "Tumours on CT and PET with two encoders, and the proof whether their fusion helps.")
 
@@ -83,6 +83,33 @@ def train(
     if result.reason == "stopped":
         typer.echo(f"stopped; the same call with --resume --out {folder} goes on", err=True)
         raise typer.Exit(143)  # as the shell says of what SIGTERM ended
+
+
+@app.command()
+@flags(PredictConfig)
+def predict(
+    config: PredictConfig,
+    model: Annotated[Path, typer.Option("--model", metavar="RUN", help="A run folder or weights file.")],
+    out: Out,
+    ct: Annotated[
+        Path | None, typer.Option("--ct", metavar="F|DIR", help="A CT, or a folder of them.", show_default=False)
+    ] = None,
+    pet: Annotated[
+        Path | None, typer.Option("--pet", metavar="F|DIR", help="Its PET, or a folder of them.", show_default=False)
+    ] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Find tumours, without masks and in pictures of any size; each mask lies on the very grid of its CT.
+
+    A network trained with --drop-chance also takes CT alone or PET alone.
+    """
+    from medseg_fusion.predict import predict_files
+
+    outcome = predict_files(ct, pet, model, out, config, overwrite=overwrite)
+    counts = {name: len(getattr(outcome, name)) for name in ("done", "skipped", "failed")}
+    tell({"out": str(out), **counts}, as_json=as_json)
+    tell_failures(outcome.failed)
 
 
 @app.command()

@@ -4,7 +4,7 @@ Axes: A B the two axes of a slice, X Y of RAS voxels or H W of a picture; S slic
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,7 @@ class Patient:
         home: the CT's own grid, on which masks are written; None for pictures.
         slices: names of the pictures, one for each slice.
         covered: share of the voxels that lie in the PET's field of view.
+        present: whether there are CT and PET; of what is missing the array is 0.
     """
 
     id: str
@@ -57,10 +58,11 @@ class Patient:
     home: Grid | None = None
     slices: tuple[str, ...] = ()
     covered: float = 1.0
+    present: tuple[bool, bool] = (True, True)
 
 
 def read_patient(case: Case, *, spacing_mm: tuple[float, float, float] | None = None) -> Patient:
-    """A patient of `sources.find_patients` on one grid, checked.
+    """A patient of `sources.find_patients` on one grid, checked; CT or PET may be missing.
 
     Args:
         spacing_mm: of the grid of volumes, along right-left, back-front, feet-head; None is the CT's own.
@@ -71,32 +73,44 @@ def read_patient(case: Case, *, spacing_mm: tuple[float, float, float] | None = 
     """
     if case.notes.get("kind") == "pictures":
         return _of_pictures(case)
-    ct = _read(case.files["ct"])
-    pet = read_pet(case.files["pet"])
-    check_units(ct, pet, case)
-    grid = ct.grid.oriented(ORIENTATION, spacing_mm)
-    inside = resample(Volume(np.ones(pet.voxels.shape, np.uint8), pet.affine), grid, how="label", outside=0).voxels
-    if not inside.any():
-        raise MedsegError(
-            f"{case.files['ct']} and {case.files['pet']} have no place in common; are they of one patient?"
-        )
-    label = None
-    if "label" in case.files:
-        mask = _read(case.files["label"])
-        label = resample(mask.like(binary(mask.voxels, case.files["label"])), grid, how="label", outside=0).voxels
-    hu = resample(ct, grid, antialias=True).voxels
-    limits = np.iinfo(np.int16)
+    files, label, covered = case.files, None, 1.0
+    ct = _read(files["ct"]) if "ct" in files else None
+    pet = read_pet(files["pet"]) if "pet" in files else None
+    check_units(ct, pet, files)
+    home = (ct or pet).grid
+    grid = home.oriented(ORIENTATION, spacing_mm)
+    if ct and pet:
+        field = Volume(np.ones(pet.voxels.shape, np.uint8), pet.affine)
+        covered = float(resample(field, grid, how="label", outside=0).voxels.mean())
+    if not covered:
+        both = f"{files['ct']} and {files['pet']}"
+        raise MedsegError(f"{both} have no place in common; are they of one patient, in one frame?")
+    if "label" in files:
+        mask = _read(files["label"])
+        label = resample(mask.like(binary(mask.voxels, files["label"])), grid, how="label", outside=0).voxels
     return Patient(
         id=case.id,
-        ct=np.clip(np.rint(hu), limits.min, limits.max).astype(np.int16),
-        pet=resample(pet, grid, outside=0, antialias=True).voxels.astype(np.float32),
+        ct=_hu(ct, grid) if ct else np.zeros(grid.shape, np.int16),
+        pet=_suv(pet, grid) if pet else np.zeros(grid.shape, np.float32),
         label=label,
         unit=HU_SUV,
         spacing=grid.spacing_mm,
         affine=grid.affine,
-        home=ct.grid,
-        covered=float(inside.mean()),
+        home=home,
+        covered=covered,
+        present=(ct is not None, pet is not None),
     )
+
+
+def _hu(ct: Volume, grid: Grid) -> np.ndarray:
+    """int16; what lies beyond is cut."""
+    limits = np.iinfo(np.int16)
+    return np.clip(np.rint(resample(ct, grid, antialias=True).voxels), limits.min, limits.max).astype(np.int16)
+
+
+def _suv(pet: Volume, grid: Grid) -> np.ndarray:
+    """float32, 0 beyond the field of view."""
+    return resample(pet, grid, outside=0, antialias=True).voxels.astype(np.float32)
 
 
 def read_pet(path: Path) -> Volume:
@@ -108,25 +122,27 @@ def read_pet(path: Path) -> Volume:
     return _read(path)
 
 
-def check_units(ct: Volume, pet: Volume, case: Case) -> None:
+def check_units(ct: Volume | None, pet: Volume | None, files: Mapping[str, Path]) -> None:
     """HU and SUV have ranges that betray what is neither.
 
     Raises:
         MedsegError: swapped files, PET in Bq/ml or kBq/ml, or negative PET.
     """
-    of_ct, of_pet = case.files["ct"], case.files["pet"]
-    low_ct, low_pet, high_pet = float(ct.voxels.min()), float(pet.voxels.min()), float(pet.voxels.max())
-    if low_ct >= 0 and low_pet < AIR_HU:
-        raise MedsegError(f"{of_pet} goes down to {low_pet:g}, as HU do, and {of_ct} not below 0: swap CT and PET")
-    if low_pet < -1:
-        raise MedsegError(f"{of_pet} goes down to {low_pet:g}, and no SUV is below 0; is it CT, or a wrong intercept?")
-    if high_pet > LARGEST_SUV:
-        fix = "give SUV, or the DICOM series, whose tags say the dose and the weight"
-        raise MedsegError(f"{of_pet} goes up to {high_pet:g}, beyond any SUV: Bq/ml or kBq/ml? {fix}")
-    if high_pet <= 0:
-        raise MedsegError(f"{of_pet} is 0 everywhere; export it again")
+    low_ct = float(ct.voxels.min()) if ct else AIR_HU
     if low_ct > AIR_HU:
-        log.warning("%s has nothing below %g, so no air; is it in HU?", of_ct, low_ct)
+        log.warning("%s has nothing below %g, so no air; is it in HU?", files["ct"], low_ct)
+    if pet is None:
+        return
+    of_pet, low, high = files["pet"], float(pet.voxels.min()), float(pet.voxels.max())
+    if low_ct >= 0 and low < AIR_HU:
+        raise MedsegError(f"{of_pet} goes down to {low:g}, as HU do, and {files['ct']} not below 0: swap CT and PET")
+    if low < -1:
+        raise MedsegError(f"{of_pet} goes down to {low:g}, and no SUV is below 0; is it CT, or a wrong intercept?")
+    if high > LARGEST_SUV:
+        fix = "give SUV, or the DICOM series, whose tags say the dose and the weight"
+        raise MedsegError(f"{of_pet} goes up to {high:g}, beyond any SUV: Bq/ml or kBq/ml? {fix}")
+    if high <= 0:
+        raise MedsegError(f"{of_pet} is 0 everywhere; export it again")
 
 
 def binary(values: np.ndarray, path: Path) -> np.ndarray:
@@ -175,23 +191,32 @@ def _series(path: Path, modality: str) -> Iterator[Path]:
 
 def _of_pictures(case: Case) -> Patient:
     """The slices of a patient as one stack."""
-    stacks: dict[str, list[np.ndarray]] = {}
-    for name in case.notes["slices"]:
-        planes = {role: _plane(folder / name) for role, folder in case.files.items()}
-        for role, plane in planes.items():
-            first = stacks[role][0] if stacks.get(role) else planes["ct"]
-            if plane.shape != first.shape:
-                sizes = " and ".join("x".join(map(str, one.shape)) for one in (plane, first))
-                other = case.files["ct"] / (name if first is planes["ct"] else case.notes["slices"][0])
-                raise MedsegError(f"{case.files[role] / name} and {other} differ in size, {sizes}; export them alike")
-            stacks.setdefault(role, []).append(plane)
+    names, stacks = tuple(case.notes["slices"]), {}
+    for role, folder in case.files.items():
+        stacks[role] = np.stack(_alike([folder / name for name in names], case), -1)
     label = None
     if "label" in stacks:
-        files = zip(stacks["label"], case.notes["slices"], strict=True)
-        label = np.stack([binary(plane, case.files["label"] / name) for plane, name in files], -1)
-    ct, pet = (np.stack(stacks[role], -1) for role in ("ct", "pet"))
-    names = tuple(case.notes["slices"])
-    return Patient(case.id, ct, pet, label, BITS, (1.0, 1.0, 1.0), slices=names)
+        masks = zip(np.moveaxis(stacks["label"], -1, 0), names, strict=True)
+        label = np.stack([binary(mask, case.files["label"] / name) for mask, name in masks], -1)
+    shape = stacks["ct" if "ct" in stacks else "pet"].shape
+    ct, pet = (stacks.get(role, np.zeros(shape, np.uint8)) for role in ("ct", "pet"))
+    present = ("ct" in stacks, "pet" in stacks)
+    return Patient(case.id, ct, pet, label, BITS, (1.0, 1.0, 1.0), slices=names, present=present)
+
+
+def _alike(files: Sequence[Path], case: Case) -> list[np.ndarray]:
+    """The planes of a role, all of the size of the patient's first one.
+
+    Raises:
+        MedsegError: a picture of another size or kind.
+    """
+    first = next(iter(case.files.values())) / case.notes["slices"][0]
+    size, planes = _plane(first).shape, [_plane(file) for file in files]
+    for file, plane in zip(files, planes, strict=True):
+        if plane.shape != size:
+            sizes = " and ".join("x".join(map(str, shape)) for shape in (plane.shape, size))
+            raise MedsegError(f"{file} and {first} differ in size, {sizes}; export them alike")
+    return planes
 
 
 def _plane(path: Path) -> np.ndarray:

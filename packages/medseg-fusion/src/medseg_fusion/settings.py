@@ -71,3 +71,14 @@ class FusionConfig(AugmentConfig, TrainConfig):
     misalign_mm: float = setting(
         0.0, "Standard deviation of random moves of PET along each axis of a slice.", low=0, high=50
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Prediction."""
+
+    threshold: float | None = setting(
+        None, "Probability from which a voxel is tumour; none is what validation chose.", low=0.01, high=0.99
+    )
+    save_prob: bool = setting(False, "Also write the probabilities.")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:1.")

@@ -104,7 +104,7 @@ def card_of(cases: Sequence[Arrays], config: FusionConfig) -> Card:
         channels=(1,),
         labels={1: "tumour"},
         grid={"spacing": np.round(spacing, 4).tolist()},
-        intensity=intensity_of(units[0], config.window_hu, config.clip_suv),
+        intensity={**intensity_of(units[0], config.window_hu, config.clip_suv), "missing": _may_miss(config)},
         chosen={"threshold": 0.5},
     )
 
@@ -204,6 +204,13 @@ def probabilities(
             logits = model(image_N2AB, there.expand(len(image_N2AB), 2))
         found[..., part] = np.moveaxis(logits[:, 0].float().sigmoid().cpu().numpy(), 0, 2)
     return found
+
+
+def _may_miss(config: FusionConfig) -> list[str]:
+    """Which modality a network can do without: the one that it never looks at, or either that was dropped."""
+    if config.net == "single":
+        return ["pet" if config.modality == "ct" else "ct"]
+    return ["ct", "pet"] if config.drop_chance else []
 
 
 def _has_mask(case: Case) -> bool:

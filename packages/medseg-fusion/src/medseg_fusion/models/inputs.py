@@ -10,7 +10,7 @@ from medseg_core.errors import MedsegError
 
 MODALITIES = ("ct", "pet")
 STRIDE = 16
-LEAST = 32  # a quarter of this at the coarsest level: an instance norm of a single pixel is undefined
+LEAST = 32  # 4 x 4 pixels at 1/8, 2 x 2 at 1/16: an instance norm of a single pixel is undefined
 
 
 def check_arguments(in_channels: int, num_classes: int, width: int) -> None:
