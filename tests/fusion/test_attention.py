@@ -34,7 +34,7 @@ def test_it_has_three_convolutions_and_one_number(channels, count):
     assert sum(parameter.numel() for parameter in ChannelAttention(channels).parameters()) == count
 
 
-@pytest.mark.parametrize(("scaled", "spread"), [(False, 1.0), (True, 1 / math.sqrt(2))])
+@pytest.mark.parametrize(("scaled", "spread"), [(False, 1.0), (True, 0.5)])
 def test_two_channels_of_two_pixels_are_mixed_as_by_hand(scaled, spread):
     """E = [[1, 1], [1, 2]], so that the first row is even and the second prefers the less similar channel."""
     x_NChw = torch.tensor([[[[1.0, 0.0]], [[1.0, 1.0]]]])
@@ -54,6 +54,12 @@ def test_unscaled_energies_pick_one_channel_per_row():
 
 def test_scaled_energies_leave_a_mixture():
     assert mean_of_largest_weights(scaled=True) < 0.2
+
+
+def test_scaled_energies_do_not_depend_on_the_size_of_the_picture():
+    x_NChw = torch.rand(1, 4, 5, 6, generator=torch.Generator().manual_seed(0))
+    net = plain(4, scaled=True)
+    torch.testing.assert_close(net.weights(x_NChw.repeat(1, 1, 3, 4)), net.weights(x_NChw))
 
 
 def test_energies_are_exact_under_autocast():

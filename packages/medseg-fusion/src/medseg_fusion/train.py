@@ -25,7 +25,7 @@ from medseg_core.store import Arrays
 from medseg_core.trainer import At, Result, Score, Trainer
 from medseg_fusion import __version__
 from medseg_fusion.models import MODELS
-from medseg_fusion.models.vgg import load_vgg, vgg_weights
+from medseg_fusion.models.vgg import REPLICATED, load_vgg, vgg_weights
 from medseg_fusion.prepare import read_cohort
 from medseg_fusion.settings import FusionConfig
 from medseg_fusion.slices import Slices, intensity_of, scaled, size_of
@@ -115,7 +115,7 @@ def network(card: Card, config: FusionConfig) -> nn.Module:
     model = MODELS[card.model](**card.arguments)
     file = vgg_weights(config.vgg) if config.net in ("four_way", "v1") else None
     for trunk in (model.vgg_ct, model.vgg_pet) if file else ():
-        load_vgg(trunk, file)
+        load_vgg(trunk, file, shares=REPLICATED)
     return model
 
 

@@ -15,8 +15,9 @@ class ChannelAttention(nn.Module):
 
     Args:
         channels: C.
-        scaled: divides E by sqrt(P). Without it E grows with the picture and A picks one channel per row; that is
-            for weights that were trained so.
+        scaled: divides E by P, so that A is the same for pictures of any size. Without it E grows with the picture and
+            A picks one channel per row, which is for weights that were trained so. sqrt(P), as in other attention,
+            would not do: channels of one picture go together, so their sums grow with P.
     """
 
     def __init__(self, channels: int, *, scaled: bool = True) -> None:
@@ -40,5 +41,5 @@ class ChannelAttention(nn.Module):
         with torch.autocast(x_NChw.device.type, enabled=False):
             energy_NCC = q_NCP.to(dtype) @ k_NCP.to(dtype).mT
             if self.scaled:
-                energy_NCC = energy_NCC / q_NCP.shape[-1] ** 0.5
+                energy_NCC = energy_NCC / q_NCP.shape[-1]
             return torch.softmax(energy_NCC.amax(-1, keepdim=True) - energy_NCC, -1)
