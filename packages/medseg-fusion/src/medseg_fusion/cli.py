@@ -12,6 +12,8 @@ app = App("medseg-fusion", "Tumours on CT and PET with two encoders, and the pro
 
 DATA = "Patients: <patient>/CT_image.nii.gz beside PET_image and CT_mask, DICOM, or CT/, PET/ and masks/ of PNG slices."
 Data = Annotated[Path, typer.Argument(metavar="DATA", help=DATA)]
+Cache = Annotated[Path, typer.Argument(metavar="CACHE", help="What prepare made.")]
+Model = Annotated[Path, typer.Option("--model", metavar="RUN", help="A run folder or weights file.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Where all randomness starts.")]
 
 
@@ -62,7 +64,7 @@ def split(
 @app.command()
 @flags(FusionConfig)
 def train(
-    cache: Annotated[Path, typer.Argument(metavar="CACHE", help="What prepare made.")],
+    cache: Cache,
     config: FusionConfig,
     out: RunOut = None,
     resume: Resume = "",
@@ -89,7 +91,7 @@ def train(
 @flags(PredictConfig)
 def predict(
     config: PredictConfig,
-    model: Annotated[Path, typer.Option("--model", metavar="RUN", help="A run folder or weights file.")],
+    model: Model,
     out: Out,
     ct: Annotated[
         Path | None, typer.Option("--ct", metavar="F|DIR", help="A CT, or a folder of them.", show_default=False)
@@ -110,6 +112,32 @@ def predict(
     counts = {name: len(getattr(outcome, name)) for name in ("done", "skipped", "failed")}
     tell({"out": str(out), **counts}, as_json=as_json)
     tell_failures(outcome.failed)
+
+
+@app.command()
+@flags(PredictConfig)
+def evaluate(
+    cache: Cache,
+    config: PredictConfig,
+    model: Model,
+    out: Out,
+    split: Annotated[
+        str, typer.Option("--split", metavar="train|val|test|all", help="Which patients, by the run's own split.")
+    ] = "val",
+    save_predictions: Annotated[
+        bool,
+        typer.Option("--save-predictions", help="Also a PNG of each slice, and panels CT | PET | truth | prediction."),
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Score a run by patient, lesion and slice, beside thresholds of SUV; results.json, pictures and report.html."""
+    from medseg_fusion.evaluate import evaluate_run
+
+    how = {"split": split, "save_predictions": save_predictions, "config": config, "overwrite": overwrite}
+    evaluation = evaluate_run(cache, model, out, **how)
+    rivals = {name: evaluation.baselines[name].headline()["dice"] for name in evaluation.baselines if name != "empty"}
+    tell({**evaluation.headline(), **rivals, "report": str(out / "report.html")}, as_json=as_json)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,9 +64,9 @@ class Predictor:
             raise MedsegError(f"{case.id} comes in {patient.unit}, and {self.run} was trained on {intensity['unit']}")
         return patient
 
-    def probabilities(self, patient: Patient) -> np.ndarray:
-        """(A, B, S) float32 on the grid of the patient."""
-        return probabilities(self.net, patient.ct, patient.pet, self.card, present=patient.present)
+    def probabilities(self, ct: np.ndarray, pet: np.ndarray, *, present: Sequence[bool] = (True, True)) -> np.ndarray:
+        """(A, B, S) float32, on the grid of a patient or of a cache."""
+        return probabilities(self.net, ct, pet, self.card, present=present)
 
 
 def predict_files(
@@ -147,7 +147,7 @@ def _check_out(out: Path, cases: list[Case], *, overwrite: bool) -> None:
 
 def _write(case: Case, *, predictor: Predictor, out: Path) -> Mapping[str, Any]:
     patient = predictor.read(case)
-    probs = predictor.probabilities(patient)
+    probs = predictor.probabilities(patient.ct, patient.pet, present=patient.present)
     if patient.home is None or patient.affine is None:
         mask = probs >= predictor.threshold
         write_picture(Picture(255 * mask[..., 0].astype(np.uint8)), out / patient.slices[0])

@@ -1,0 +1,167 @@
+"""A run on patients of its split: by patient, by lesion and by slice, beside plain thresholds of SUV.
+
+OUT/report.html, cases.csv, summary.csv, summary.json   as in medseg-core, a case is a patient
+OUT/results.json       overall, per patient and per slice, for readers of the original's file
+OUT/predictions/       with `save_predictions`: a PNG of 0 and 255 for each slice
+OUT/panels/            with `save_predictions`: CT | PET | truth | prediction of each slice with tumour on either side
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg_core.cases import Case
+from medseg_core.config import strict
+from medseg_core.errors import MedsegError
+from medseg_core.evaluate import Evaluation, evaluate
+from medseg_core.intervals import NUM_RESAMPLES
+from medseg_core.io import write_picture, write_text
+from medseg_core.pairs import Pair
+from medseg_core.progress import track
+from medseg_core.report import write_report
+from medseg_core.run import read_json
+from medseg_core.store import Arrays
+from medseg_core.volume import Picture
+from medseg_fusion.measures import burden, thresholds
+from medseg_fusion.patients import BITS
+from medseg_fusion.predict import Predictor
+from medseg_fusion.prepare import read_cohort
+from medseg_fusion.settings import PredictConfig
+from medseg_fusion.slices import scaled
+
+RESULTS, REPORT = "results.json", "report.html"
+MEASURES = ("overlap", "surface", "lesions")
+GAP = 4  # pixels between the pictures of a panel
+
+
+def evaluate_run(
+    cache: Path,
+    run: Path,
+    out: Path,
+    *,
+    split: str = "val",
+    save_predictions: bool = False,
+    config: PredictConfig | None = None,
+    overwrite: bool = False,
+) -> Evaluation:
+    """Scores the patients that the run's own split.json has in `split`, or all that have masks.
+
+    Args:
+        cache: what `prepare` made.
+        split: train, val, test or all.
+
+    Raises:
+        MedsegError: no such patients, or an output in use.
+    """
+    out = Path(out)
+    if (out / REPORT).exists() and not overwrite:
+        raise MedsegError(f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out")
+    predictor = Predictor(run, config)
+    cases, trained_on = _wanted(cache, run, split)
+    slices: list[dict[str, Any]] = []
+    pairs = _pairs(cases, predictor, slices, out if save_predictions else None)
+    unit = predictor.card.intensity["unit"]
+    how: dict[str, Any] = {"measures": MEASURES, "more": burden, "baselines": thresholds(unit), "out": out}
+    evaluation = evaluate(pairs, {1: "tumour"}, **how)
+    write_text(out / RESULTS, json.dumps(strict(results(evaluation, slices)), indent=1) + "\n")
+    seen = sorted(trained_on & {case.id for case in cases})
+    notes = (
+        [f"Trained on {', '.join(seen)}: these scores say that it learnt, not how it does on others."] if seen else []
+    )
+    notes.append(f"Threshold {predictor.threshold:g}, on the grid of the cache; patients without tumour have no Dice.")
+    write_report(out, evaluation, title=f"{Path(run).name} on {Path(cache).name}, split {split}", notes=notes)
+    return evaluation
+
+
+def results(evaluation: Evaluation, slices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Overall numbers over patients and over slices with tumour on either side, then those of each.
+
+    Intervals of both are over patients: slices of one patient are no independent cases.
+    """
+    patients = [{**row} for row in evaluation.rows if row["name"]]
+    bare = sum(row["dice"] is None for row in slices)
+    overall = {
+        "patients": {name: _told(patients, name, by="case") for name in ("dice", "iou")},
+        "slices": {name: _told(slices, name, by="patient") for name in ("dice", "iou", "accuracy")},
+    }
+    about = {"slices": len(slices), "slices_without_tumour_on_either_side": bare}
+    about["patients_without_tumour_on_either_side"] = len(evaluation.absent)
+    return {"overall_metrics": overall, **about, "per_patient_metrics": patients, "per_image_metrics": list(slices)}
+
+
+def _told(rows: Sequence[Mapping[str, Any]], name: str, *, by: str) -> dict[str, float]:
+    """n, mean, std, median, and the ends of a 95 % bootstrap interval of the mean over patients."""
+    known = [(row[by], row[name]) for row in rows if row[name] is not None and np.isfinite(row[name])]
+    if not known:
+        return {"n": 0}
+    values = np.array([value for _, value in known])
+    _, patient = np.unique([who for who, _ in known], return_inverse=True)
+    sums, counts = np.bincount(patient, values), np.bincount(patient)
+    draws = np.random.default_rng([0, 0, 0, 0]).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), NUM_RESAMPLES)
+    low, high = np.percentile(draws @ sums / (draws @ counts), (2.5, 97.5)) if len(sums) > 1 else (np.nan, np.nan)
+    spread = values.std(ddof=1) if len(values) > 1 else np.nan
+    numbers = {"mean": values.mean(), "std": spread, "median": np.median(values), "low": low, "high": high}
+    return {"n": len(values), **{key: float(value) for key, value in numbers.items()}}
+
+
+def _pairs(
+    cases: Sequence[Case], predictor: Predictor, slices: list[dict[str, Any]], out: Path | None
+) -> Iterator[Pair]:
+    for case in track(cases, "Evaluating"):
+        arrays = Arrays(case.files["arrays"])
+        mask = (predictor.probabilities(arrays["ct"], arrays["pet"]) >= predictor.threshold).astype(np.uint8)
+        label = np.asarray(arrays["label"])
+        for k, name in enumerate(_names(case, arrays)):
+            slices.append({"filename": name, "patient": case.id, **_of_slice(mask[..., k], label[..., k])})
+        if out is not None:
+            _save(out, _names(case, arrays), mask, arrays, predictor.card.intensity)
+        in_mm = arrays.about["unit"] != BITS
+        images = {"ct": np.asarray(arrays["ct"]), **({"pet": np.asarray(arrays["pet"])} if in_mm else {})}
+        affine = np.array(arrays.about["affine"]) if in_mm else None
+        where: dict[str, Any] = {"spacing": tuple(arrays.about["spacing"]), "unit": "mm" if in_mm else "px"}
+        yield Pair(case.id, mask, label, images=images, affine=affine, **where)
+
+
+def _names(case: Case, arrays: Arrays) -> list[str]:
+    """A name for each slice: that of the picture, or patient and number."""
+    given = arrays.about["slices"]
+    return given or [f"{case.id}_slice_{k:04d}.png" for k in range(arrays["ct"].shape[2])]
+
+
+def _of_slice(mask: np.ndarray, label: np.ndarray) -> dict[str, Any]:
+    """Dice and IoU are None where neither side has tumour: such slices are no success of segmentation."""
+    both, total = int((mask & label).sum()), int(mask.sum()) + int(label.sum())
+    dice, iou = (2 * both / total, both / (total - both)) if total else (None, None)
+    return {"dice": dice, "iou": iou, "accuracy": float((mask == label).mean())}
+
+
+def _save(out: Path, names: Sequence[str], mask: np.ndarray, arrays: Arrays, intensity: Mapping[str, Any]) -> None:
+    for k, name in enumerate(names):
+        write_picture(Picture(255 * mask[..., k]), out / "predictions" / name)
+        label = arrays["label"][..., k]
+        if not (mask[..., k].any() or label.any()):
+            continue
+        planes = scaled(arrays["ct"][..., k], arrays["pet"][..., k], intensity)
+        row = [*(255 * planes), 255 * label, 255 * mask[..., k]]
+        if arrays.about["unit"] != BITS:
+            row = [plane.T[::-1, ::-1] for plane in row]  # the front on top, the patient's right on the left
+        gap = np.full((row[0].shape[0], GAP), 128, np.uint8)
+        parts = [part for plane in row for part in (np.rint(plane).astype(np.uint8), gap)]
+        write_picture(Picture(np.concatenate(parts[:-1], 1)), out / "panels" / name)
+
+
+def _wanted(cache: Path, run: Path, split: str) -> tuple[list[Case], set[str]]:
+    """The patients of a split that have masks, and whom the run was trained on."""
+    file = Path(run) / "split.json"
+    parts = read_json(file) if Path(run).is_dir() and file.is_file() else {}
+    cases = [case for case in read_cohort(cache) if "label" in Arrays(case.files["arrays"]).names]
+    chosen = cases if split == "all" else [case for case in cases if case.id in parts.get(split, ())]
+    if not chosen:
+        sizes = ", ".join(f"{len(parts.get(part, ()))} in {part}" for part in ("train", "val", "test"))
+        raise MedsegError(
+            f"no patient of {cache} with a mask is in split {split!r} of {run} ({sizes}); try --split all"
+        )
+    return chosen, set(parts.get("train", ()))
