@@ -52,7 +52,7 @@ from medseg_near.shapes import box_of, read_shapes
 CT, ATLAS = "ct_multiorgan/ts_s0001/segmentations", "ct_more/spl_abdomen_labels/derived/seg_multilabel.nii.gz"
 SHAPES = "shapes3d/adrenalmnist3d_64_trainval.npz"
 COHORTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "adrenals": (SHAPES, tuple(f"train_{number:04d}" for number in range(8))),
+    "adrenals": (SHAPES, tuple(f"train_{number:04d}" for number in range(4))),
     "trunk": (CT, ("aorta", "inferior_vena_cava", "portal_vein_and_splenic_vein")),
     "iliac": (CT, ("iliac_artery_left", "iliac_artery_right", "iliac_vena_left", "iliac_vena_right")),
     "arteries": (ATLAS, ("aorta", "splenic_artery", "superior_mesenteric_artery", "inferior_mesenteric_artery")),

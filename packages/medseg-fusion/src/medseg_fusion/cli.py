@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from medseg_core.options import App, Json, Out, Overwrite, Resume, RunOut, Splits, flags, tell, tell_failures
-from medseg_fusion.settings import FusionConfig, PredictConfig, PrepareConfig
+from medseg_fusion.settings import CompareConfig, FusionConfig, PredictConfig, PrepareConfig
 
 app = App("medseg-fusion", "Tumours on CT and PET with two encoders, and the proof whether their fusion helps.")
 
@@ -138,6 +138,28 @@ def evaluate(
     evaluation = evaluate_run(cache, model, out, **how)
     rivals = {name: evaluation.baselines[name].headline()["dice"] for name in evaluation.baselines if name != "empty"}
     tell({**evaluation.headline(), **rivals, "report": str(out / "report.html")}, as_json=as_json)
+
+
+@app.command()
+@flags(CompareConfig)
+def compare(cache: Cache, config: CompareConfig, out: Out, as_json: Json = False) -> None:
+    """Train networks at equal budget on folds of patients, and say whether fusion helps: differences with intervals.
+
+    A call that was stopped goes on cell by cell; more --nets and --seeds can be added to what is done.
+    """
+    from medseg_fusion.compare import compare as run
+
+    told = run(cache, out, config)
+    if as_json:
+        tell(told, as_json=True)
+        return
+    tell(
+        {name: f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}]" for name, row in told["dice"].items()},
+        as_json=False,
+    )
+    for entry in told["differences"]:
+        ends = f"{entry['difference']:+.3f} [{entry['low']:+.3f}, {entry['high']:+.3f}]"
+        typer.echo(f"{entry['one']} - {entry['other']}: {ends}, {entry['n_cases']} patients: {entry['verdict']}")
 
 
 @app.command()

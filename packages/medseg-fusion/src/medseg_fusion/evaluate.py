@@ -107,22 +107,32 @@ def _told(rows: Sequence[Mapping[str, Any]], name: str, *, by: str) -> dict[str,
     return {"n": len(values), **{key: float(value) for key, value in numbers.items()}}
 
 
+def pair_of(case: Case, predictor: Predictor, *, present: Sequence[bool] = (True, True)) -> Pair:
+    """A patient of a cache with the mask of a run, on the grid of the cache.
+
+    Args:
+        present: whether the network is given CT and PET.
+    """
+    arrays = Arrays(case.files["arrays"])
+    ct, pet, label = (np.asarray(arrays[name]) for name in ("ct", "pet", "label"))
+    mask = (predictor.probabilities(ct, pet, present=present) >= predictor.threshold).astype(np.uint8)
+    spacing = tuple(arrays.about["spacing"])
+    if arrays.about["unit"] == BITS:
+        return Pair(case.id, mask, label, spacing, "px", images={"ct": ct})
+    affine = np.array(arrays.about["affine"])
+    return Pair(case.id, mask, label, spacing, images={"ct": ct, "pet": pet}, affine=affine)
+
+
 def _pairs(
     cases: Sequence[Case], predictor: Predictor, slices: list[dict[str, Any]], out: Path | None
 ) -> Iterator[Pair]:
     for case in track(cases, "Evaluating"):
-        arrays = Arrays(case.files["arrays"])
-        mask = (predictor.probabilities(arrays["ct"], arrays["pet"]) >= predictor.threshold).astype(np.uint8)
-        label = np.asarray(arrays["label"])
+        pair, arrays = pair_of(case, predictor), Arrays(case.files["arrays"])
         for k, name in enumerate(_names(case, arrays)):
-            slices.append({"filename": name, "patient": case.id, **_of_slice(mask[..., k], label[..., k])})
+            slices.append({"filename": name, "patient": case.id, **_of_slice(pair.mask[..., k], pair.label[..., k])})
         if out is not None:
-            _save(out, _names(case, arrays), mask, arrays, predictor.card.intensity)
-        in_mm = arrays.about["unit"] != BITS
-        images = {"ct": np.asarray(arrays["ct"]), **({"pet": np.asarray(arrays["pet"])} if in_mm else {})}
-        affine = np.array(arrays.about["affine"]) if in_mm else None
-        where: dict[str, Any] = {"spacing": tuple(arrays.about["spacing"]), "unit": "mm" if in_mm else "px"}
-        yield Pair(case.id, mask, label, images=images, affine=affine, **where)
+            _save(out, _names(case, arrays), pair.mask, arrays, predictor.card.intensity)
+        yield pair
 
 
 def _names(case: Case, arrays: Arrays) -> list[str]:

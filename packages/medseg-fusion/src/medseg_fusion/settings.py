@@ -21,15 +21,9 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusionConfig(AugmentConfig, TrainConfig):
-    """Training."""
+class LearnConfig(AugmentConfig, TrainConfig):
+    """Learning."""
 
-    net: Literal["four_way", "early", "single", "v1"] = setting(
-        "four_way",
-        "four_way: an encoder for each and two VGG19, fused at three scales; early: a U-Net on both channels; single: "
-        "the same on one of them; v1: one encoder for both, three-way.",
-    )
-    modality: Literal["ct", "pet"] = setting("pet", "single: which one.")
     width: int = setting(32, "Channels at full size; coarser levels have 2, 4 and 8 times as many.", low=1, high=512)
     attention: Literal["scaled", "unscaled"] = setting("scaled", "Energies of channel attention; unscaled saturates.")
     vgg: str = setting("random", "Weights of the two VGG19: imagenet, random, or a FILE; nothing is downloaded.")
@@ -71,6 +65,30 @@ class FusionConfig(AugmentConfig, TrainConfig):
     misalign_mm: float = setting(
         0.0, "Standard deviation of random moves of PET along each axis of a slice.", low=0, high=50
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig(LearnConfig):
+    """Network."""
+
+    net: Literal["four_way", "early", "single", "v1"] = setting(
+        "four_way",
+        "four_way: an encoder for each and two VGG19, fused at three scales; early: a U-Net on both channels; single: "
+        "the same on one of them; v1: one encoder for both, three-way.",
+    )
+    modality: Literal["ct", "pet"] = setting("pet", "single: which one.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(LearnConfig):
+    """Comparison."""
+
+    nets: tuple[str, ...] = setting(
+        ("four_way", "v1", "early", "ct", "pet"), "What is compared; ct and pet are the U-Net of early on one of them."
+    )
+    folds: int = setting(5, "Parts of the patients, each of which is tested once.", low=2, high=100)
+    seeds: tuple[int, ...] = setting((0, 1, 2), "Each net is trained so often on each fold.", low=0)
+    misregistration: bool = setting(True, "Also ask with PET moved by 2 to 20 mm and turned by 2 to 10 degrees.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,257 @@
+"""Networks at equal budget, and whether fusion helps: the same folds of patients, slices and updates for all.
+
+OUT/folds/0.json             {seed, unit, train, val, test}: each patient is tested once
+OUT/cells/<net>_<fold>_<seed>/   a run of `train` and `scores.json`, a row for each tested patient; a call that was
+                             stopped goes on with the first cell that is missing
+OUT/comparison.json, patients.csv, misregistration.png, report.html
+"""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg_core.cases import Case, write_split
+from medseg_core.config import as_dict, strict
+from medseg_core.errors import MedsegError, meant
+from medseg_core.evaluate import Evaluation, evaluate, from_rows
+from medseg_core.io import write_text
+from medseg_core.pairs import Pair
+from medseg_core.report import write_report
+from medseg_core.run import read_json
+from medseg_core.store import Arrays
+from medseg_core.table import write_csv
+from medseg_fusion.evaluate import MEASURES, pair_of
+from medseg_fusion.measures import thresholds
+from medseg_fusion.misregistration import curve, draw, means
+from medseg_fusion.models import MODELS
+from medseg_fusion.patients import BITS
+from medseg_fusion.predict import Predictor
+from medseg_fusion.prepare import read_cohort
+from medseg_fusion.settings import CompareConfig, FusionConfig, PredictConfig
+from medseg_fusion.train import train
+
+SINGLE = ("ct", "pet")
+BOTH = "both"
+KNOWN = (*(name for name in MODELS if name != "single"), *SINGLE)
+SETTINGS, SCORES, MOVED = "settings.json", "scores.json", "misregistration.json"
+
+
+def compare(cache: Path, out: Path, config: CompareConfig) -> dict[str, Any]:
+    """Trains and scores what is missing, and says which network is better than which, by how much, and how surely.
+
+    Every network gets the same patients, epochs, batches, losses and threshold rule; the threshold is chosen on the
+    validation patients of its fold, never on the tested ones. Dice is averaged over the seeds for each patient, and
+    intervals and tests are over patients.
+
+    Args:
+        cache: what `prepare` made.
+        out: new, or begun with the same settings.
+
+    Raises:
+        MedsegError: unknown nets, fewer patients than folds, or a folder that was begun with other settings.
+    """
+    out = Path(out)
+    for net in config.nets:
+        if net not in KNOWN:
+            raise MedsegError(f"there is no net {net!r}{meant(net, KNOWN)}; take of {', '.join(KNOWN)}")
+    cases = [case for case in read_cohort(cache) if "label" in Arrays(case.files["arrays"]).names]
+    num = len({case.unit for case in cases})
+    if num < max(config.folds, 3):
+        raise MedsegError(f"{num} patients with masks are too few for {config.folds} folds; set --folds")
+    _check_begun(out, cache, config)
+    rows, moved, seconds = [], {}, {}
+    for fold, split in enumerate(_folds(cases, out, config)):
+        for seed, net in product(config.seeds, config.nets):
+            cell = out / "cells" / f"{net}_{fold}_{seed}"
+            found = _cell(cell, cache, split, cases, net, seed, config)
+            rows += [{**row, "net": net, "seed": seed} for row in found]
+            seconds.setdefault(net, []).append(_seconds(cell / "run"))
+            if config.misregistration and net not in SINGLE:
+                moved.setdefault(net, []).extend(_moved(cell, split, cases, config))
+    told = _told(rows, cases, config, {net: statistics.median(some) for net, some in seconds.items()})
+    told["misregistration"] = {net: means(some) for net, some in moved.items()}
+    _write(out, told, rows)
+    return told
+
+
+def verdict(entry: Mapping[str, float]) -> str:
+    """Of a paired difference with its interval."""
+    if entry["low"] > 0:
+        return "gain"
+    return "loss" if entry["high"] < 0 else "no evidence of gain"
+
+
+def settings_of(net: str, seed: int, config: CompareConfig) -> FusionConfig:
+    """How a cell is trained."""
+    shared = {field.name: getattr(config, field.name) for field in fields(FusionConfig) if hasattr(config, field.name)}
+    which = {"net": "single", "modality": net} if net in SINGLE else {"net": net}
+    return FusionConfig(**{**shared, **which, "seed": seed})
+
+
+def _check_begun(out: Path, cache: Path, config: CompareConfig) -> None:
+    """Cells of one folder are alike but for nets, seeds and what changes no result."""
+    may = {"nets", "seeds", "misregistration", "num_workers", "device", "save_seconds", "keep"}
+    now = {name: value for name, value in json.loads(json.dumps(as_dict(config))).items() if name not in may}
+    file = out / SETTINGS
+    if not file.is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise MedsegError(f"{out} is not empty and was not begun by compare; choose another --out")
+        write_text(file, json.dumps({"cache": Path(cache).name, **now}, indent=1) + "\n")
+    begun = {name: value for name, value in read_json(file).items() if name != "cache"}
+    if wrong := [name for name in now if begun.get(name) != now[name]]:
+        said = f"{out} was begun with {wrong[0]} {begun.get(wrong[0])}, and now it is {now[wrong[0]]}"
+        raise MedsegError(f"{said}; choose another --out")
+
+
+def _folds(cases: Sequence[Case], out: Path, config: CompareConfig) -> list[Path]:
+    """A split file for each fold: its patients are tested, of the others some choose epoch and threshold."""
+    names = sorted({case.unit for case in cases})
+    order = np.random.default_rng([config.seed, 0, 0, 0]).permutation(names).tolist()
+    files = []
+    for fold in range(config.folds):
+        test, rest = order[fold :: config.folds], [name for name in order if name not in order[fold :: config.folds]]
+        val = rest[: max(1, round(config.val_ratio * len(rest)))] if config.val_ratio else []
+        parts = {**dict.fromkeys(rest, "train"), **dict.fromkeys(val, "val"), **dict.fromkeys(test, "test")}
+        chosen = [Case(case.id, case.files, case.group, parts[case.unit]) for case in cases]
+        files.append(out / "folds" / f"{fold}.json")
+        write_split(files[-1], chosen, seed=config.seed)
+    return files
+
+
+def _cell(
+    cell: Path, cache: Path, split: Path, cases: Sequence[Case], net: str, seed: int, config: CompareConfig
+) -> list[dict[str, Any]]:
+    """Rows of a cell, made where there are none."""
+    file = cell / SCORES
+    if not file.is_file():
+        result = train(cache, cell / "run", settings_of(net, seed, config), splits=split, resume="last")
+        if result.reason == "stopped":
+            raise MedsegError("stopped; the same call goes on")
+        tested = set(read_json(split)["test"])
+        rows = _scored([case for case in cases if case.id in tested], cell / "run", net, config)
+        write_text(file, json.dumps(strict(rows)) + "\n")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _moved(cell: Path, split: Path, cases: Sequence[Case], config: CompareConfig) -> list[dict[str, Any]]:
+    """Rows of a cell with PET moved, made where there are none."""
+    file = cell / MOVED
+    if not file.is_file():
+        tested = set(read_json(split)["test"])
+        predictor = Predictor(cell / "run", PredictConfig(device=config.device))
+        rows = list(curve([case for case in cases if case.id in tested], predictor))
+        write_text(file, json.dumps(rows) + "\n")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _scored(cases: Sequence[Case], run: Path, net: str, config: CompareConfig) -> list[dict[str, Any]]:
+    """With both modalities, and with either alone where the network was trained for that."""
+    predictor = Predictor(run, PredictConfig(device=config.device))
+    inputs = {BOTH: (True, True)}
+    if config.drop_chance and net not in SINGLE:
+        inputs |= {"ct": (True, False), "pet": (False, True)}
+    rows = []
+    for name, present in inputs.items():
+        pairs = (pair_of(case, predictor, present=present) for case in cases)
+        found = evaluate(pairs, {1: "tumour"}, measures=MEASURES)
+        rows += [{**row, "inputs": name} for row in (*found.rows, *found.absent)]
+    return rows
+
+
+def _seconds(run: Path) -> float:
+    """Of an epoch, the median."""
+    lines = (run / "timings.jsonl").read_text(encoding="utf-8").splitlines()
+    return statistics.median(json.loads(line)["seconds"] for line in lines)
+
+
+def _told(
+    rows: Sequence[Mapping[str, Any]], cases: Sequence[Case], config: CompareConfig, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Means, paired differences with their intervals and what follows of them."""
+    scored = {name: from_rows(some) for name, some in _averaged(rows).items()}
+    rivals = _thresholds(cases)
+    overall = {name: _overall(one) for name, one in {**scored, **rivals}.items()}
+    pairs = [(a, b) for n, a in enumerate(scored) for b in [*list(scored)[n + 1 :], *rivals]]
+    differences = []
+    for one, other in pairs:
+        entry = scored[one].against({**scored, **rivals}[other], "dice")
+        differences.append({"one": one, "other": other, **entry, "verdict": verdict(entry)})
+    nets = [settings_of(net, 0, config) for net in config.nets]
+    size = {net: MODELS[one.net](width=one.width) for net, one in zip(config.nets, nets, strict=True)}
+    parameters = {
+        net: {
+            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "total": sum(p.numel() for p in model.parameters()),
+            "epoch_s": seconds[net],
+        }
+        for net, model in size.items()
+    }
+    return {"settings": as_dict(config), "dice": overall, "differences": differences, "cost": parameters}
+
+
+def _averaged(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Network, and what it was given where that is not both -> a row per patient, the mean Dice over the seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        name = row["net"] if row["inputs"] == BOTH else f"{row['net']}, {row['inputs']} alone"
+        values = found.setdefault(name, {}).setdefault(row["case"], [])
+        if row.get("dice") is not None:
+            values.append(row["dice"])
+    return {
+        name: [
+            {"case": case, "label": 1, "name": "tumour", "dice": float(np.mean(values))}
+            for case, values in by_case.items()
+            if values
+        ]
+        for name, by_case in found.items()
+    }
+
+
+def _thresholds(cases: Sequence[Case]) -> dict[str, Evaluation]:
+    """Plain thresholds of SUV on the same patients."""
+    arrays = {case.id: Arrays(case.files["arrays"]) for case in cases}
+    units = {one.about["unit"] for one in arrays.values()}
+    if BITS in units:
+        return {}
+    pairs = (
+        Pair(
+            name,
+            np.zeros(one["label"].shape, np.uint8),
+            np.asarray(one["label"]),
+            tuple(one.about["spacing"]),
+            images={"pet": np.asarray(one["pet"])},
+        )
+        for name, one in arrays.items()
+    )
+    found = evaluate(pairs, {1: "tumour"}, baselines=thresholds("HU and SUV"), measures=("overlap",))
+    return {name: one for name, one in found.baselines.items() if name != "empty"}
+
+
+def _overall(evaluation: Evaluation) -> dict[str, float]:
+    rows = (row for row in evaluation.summary() if (row["kind"], row["measure"]) == ("all", "dice"))
+    row = next(rows, {"mean": float("nan"), "low": float("nan"), "high": float("nan"), "n": 0})
+    return {name: row[name] for name in ("mean", "low", "high", "n")}
+
+
+def _write(out: Path, told: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+    write_text(out / "comparison.json", json.dumps(strict(dict(told)), indent=1) + "\n")
+    columns = list(dict.fromkeys(["net", "seed", "inputs", "case", *(name for row in rows for name in row)]))
+    write_csv(out / "patients.csv", rows, columns)
+    averaged = _averaged(rows)
+    first, *others = averaged
+    flat = [*averaged[first], *({**row, "model": name} for name in others for row in averaged[name])]
+    notes = [
+        f"{entry['one']} against {entry['other']}: {entry['difference']:+.3f} Dice [{entry['low']:+.3f}, "
+        f"{entry['high']:+.3f}] over {entry['n_cases']} patients, {entry['verdict']}."
+        for entry in told["differences"]
+    ]
+    curves = told["misregistration"]
+    pictures = [draw(curves, out / "misregistration.png")] if curves else []
+    title = f"{first} beside {', '.join(others)}"
+    write_report(out, from_rows(flat), title=title, notes=notes, pictures=pictures)

@@ -1,0 +1,103 @@
+"""The comparison: folds, cells that are not made twice, and what is said of a difference."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from medseg_core.errors import MedsegError
+from medseg_core.run import read_json
+from medseg_fusion import compare as module
+from medseg_fusion.cli import app
+from medseg_fusion.compare import _averaged, compare, settings_of, verdict
+from medseg_fusion.phantom import phantom
+from medseg_fusion.prepare import prepare
+from medseg_fusion.settings import CompareConfig, PrepareConfig
+
+SMALL = {"width": 2, "epochs": 1, "num_workers": 0, "size": 32, "device": "cpu", "folds": 2, "seeds": (3,)}
+CONFIG = CompareConfig(nets=("early", "pet"), **SMALL)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    prepare(phantom(folder / "data", num_cases=4), folder / "cache", PrepareConfig(spacing_mm=(8.0, 8.0, 24.0)))
+    return folder / "cache"
+
+
+@pytest.fixture(scope="module")
+def done(cache, tmp_path_factory):
+    out = tmp_path_factory.mktemp("done") / "out"
+    return out, compare(cache, out, CONFIG)
+
+
+def test_every_patient_is_tested_once_and_never_in_training_or_choice(done):
+    out, _ = done
+    folds = [read_json(out / "folds" / f"{fold}.json") for fold in range(2)]
+    assert sorted(name for fold in folds for name in fold["test"]) == ["p000", "p001", "p002", "p003"]
+    for fold in folds:
+        parts = fold["train"] + fold["val"] + fold["test"]
+        assert len(parts) == len(set(parts)) == 4
+        assert fold["val"]
+
+
+def test_thresholds_of_suv_stand_beside_the_networks(done):
+    _, told = done
+    assert list(told["dice"]) == ["early", "pet", "41 % of SUVmax", "SUV > 2.5", "best SUV with the truth in hand"]
+    assert {(entry["one"], entry["other"]) for entry in told["differences"]} >= {("early", "pet"), ("pet", "SUV > 2.5")}
+    assert told["cost"]["early"]["trainable"] > 10_000
+
+
+def test_what_is_done_is_not_trained_again_and_gives_the_same(cache, done, monkeypatch):
+    out, told = done
+    monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained again"))
+    again = compare(cache, out, CONFIG)
+    assert again["dice"] == told["dice"]
+    assert json.loads((out / "comparison.json").read_text())["differences"][0]["one"] == "early"
+    assert "no evidence of gain" in (out / "report.html").read_text() or "loss" in (out / "report.html").read_text()
+
+
+def test_a_net_can_be_added_and_other_settings_cannot(cache, done):
+    out, _ = done
+    with pytest.raises(MedsegError, match="was begun with epochs 1, and now it is 2"):
+        compare(cache, out, CompareConfig(nets=("early",), **{**SMALL, "epochs": 2}))
+    told = compare(cache, out, CompareConfig(nets=("early", "ct"), **SMALL))
+    assert list(told["dice"])[:2] == ["early", "ct"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [(0.01, 0.2, "gain"), (-0.01, 0.2, "no evidence of gain"), (0.0, 0.2, "no evidence of gain"), (-0.2, -0.1, "loss")],
+)
+def test_a_difference_counts_where_its_interval_leaves_0_out(low, high, said):
+    assert verdict({"low": low, "high": high}) == said
+
+
+def test_seeds_are_averaged_for_each_patient_and_a_patient_without_dice_has_none():
+    rows = [
+        {"net": "early", "seed": seed, "inputs": "both", "case": case, "dice": dice}
+        for seed, case, dice in ((0, "a", 0.4), (1, "a", 0.8), (0, "b", None), (1, "b", None), (0, "c", 0.0))
+    ]
+    found = {row["case"]: row["dice"] for row in _averaged(rows)["early"]}
+    assert found == {"a": pytest.approx(0.6), "c": 0.0}
+
+
+def test_all_nets_share_their_settings_but_for_the_network_and_the_seed():
+    four, pet = (settings_of(net, 7, CONFIG) for net in ("four_way", "pet"))
+    assert (four.net, pet.net, pet.modality) == ("four_way", "single", "pet")
+    assert (four.seed, four.epochs, four.width) == (7, 1, 2)
+
+
+def test_an_unknown_net_and_too_few_patients_are_one_line(cache, tmp_path):
+    with pytest.raises(MedsegError, match="there is no net 'fourway'; did you mean 'four_way'"):
+        compare(cache, tmp_path / "out", CompareConfig(nets=("fourway",)))
+    with pytest.raises(MedsegError, match="4 patients with masks are too few for 5 folds"):
+        compare(cache, tmp_path / "out", CompareConfig(nets=("early",)))
+
+
+def test_the_command_prints_the_verdicts(cache, done):
+    out, _ = done
+    flags = ["--width", "2", "--epochs", "1", "--size", "32", "--device", "cpu", "--folds", "2", "--seeds", "3"]
+    said = CliRunner().invoke(app, ["compare", str(cache), "--out", str(out), "--nets", "early,pet", *flags])
+    assert said.exit_code == 0, said.stderr
+    assert "early - pet: " in said.stdout
