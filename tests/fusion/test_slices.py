@@ -65,6 +65,14 @@ def test_half_of_an_epoch_has_tumour_where_that_is_asked(arrays):
     assert samples.has_tumour[order].sum() == 10  # 2 of 20 in the patient
 
 
+def test_an_epoch_has_as_many_samples_as_are_asked(arrays):
+    samples = Slices([arrays], size=32, intensity=HU_SUV, num_samples=50)
+    assert len(samples) == 50
+    assert set(np.bincount(order_of(samples, 0, 1))) == {2, 3}  # of 20 slices
+    shared = Slices([arrays], size=32, intensity=HU_SUV, tumour_share=0.5, num_samples=50)
+    assert shared.has_tumour[order_of(shared, 0, 1)].sum() == 25
+
+
 def test_without_a_share_every_slice_comes_once(arrays):
     order = order_of(Slices([arrays], size=32, intensity=HU_SUV), 0, 1)
     assert sorted(order) == list(range(20))

@@ -52,6 +52,7 @@ class LearnConfig(AugmentConfig, TrainConfig):
     tumour_share: float = setting(
         0.5, "Share of samples from slices with tumour; 0 takes every slice once, as it comes.", low=0, high=1
     )
+    epoch_slices: int = setting(0, "Samples of an epoch; 0 is as many as there are slices.", low=0)
     window_hu: tuple[float, float] = setting((-160.0, 240.0), "HU that become 0 and 1.", low=-2000, high=4000)
     clip_suv: tuple[float, float] = setting(
         (0.0, 15.0), "SUV that become 0 and 1; beyond, they are cut.", low=0, high=200

@@ -56,6 +56,7 @@ class Slices:
         tumour_share: of the samples of an epoch, from slices with tumour; 0 takes every slice once.
         drop_chance: that one modality is missing; each as often.
         misalign_mm: standard deviation of moves of PET in the plane.
+        num_samples: of an epoch; 0 is as many as there are slices.
     """
 
     def __init__(
@@ -68,23 +69,25 @@ class Slices:
         tumour_share: float = 0.0,
         drop_chance: float = 0.0,
         misalign_mm: float = 0.0,
+        num_samples: int = 0,
     ) -> None:
         self.cases, self.size, self.intensity, self.how = list(cases), size, intensity, how
         self.tumour_share, self.drop_chance, self.misalign_mm = tumour_share, drop_chance, misalign_mm
         self.places = [(c, k) for c, arrays in enumerate(self.cases) for k in range(arrays["ct"].shape[2])]
+        self.num_samples = num_samples or len(self.places)
         marked = [arrays["label"].any((0, 1)) for arrays in self.cases]
         self.has_tumour = np.concatenate(marked) if marked else np.zeros(0, bool)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return self.num_samples
 
     def order(self, epoch: int, rng: np.random.Generator) -> np.ndarray:
         """Which slices an epoch has: so many with tumour as is asked, each as often as its like, and the others."""
-        kinds = [np.flatnonzero(self.has_tumour), np.flatnonzero(~self.has_tumour)]
+        kinds, num = [np.flatnonzero(self.has_tumour), np.flatnonzero(~self.has_tumour)], len(self)
         if not self.tumour_share or not all(len(kind) for kind in kinds):
-            return rng.permutation(len(self))
-        counts = [round(self.tumour_share * len(self)), len(self) - round(self.tumour_share * len(self))]
-        drawn = [_repeated(kind, num, rng) for kind, num in zip(kinds, counts, strict=True)]
+            return rng.permutation(_repeated(np.arange(len(self.places)), num, rng))
+        ill = round(self.tumour_share * num)
+        drawn = [_repeated(kind, part, rng) for kind, part in zip(kinds, (ill, num - ill), strict=True)]
         return rng.permutation(np.concatenate(drawn))
 
     def __getitem__(self, draw: Draw) -> Batch:

@@ -73,10 +73,14 @@ def train(
             "tumour_share": config.tumour_share,
             "drop_chance": config.drop_chance,
             "misalign_mm": config.misalign_mm,
+            "num_samples": config.epoch_slices,
         }
         samples = Slices(train_on, **options)
         samples.identity = _identity(cases)
-        log.info("%d slices of %d patients, %d with tumour", len(samples), len(train_on), samples.has_tumour.sum())
+        log.info(
+            "%d slices of %d patients, %d with tumour; %d in an epoch",
+            *(len(samples.places), len(train_on), samples.has_tumour.sum(), len(samples)),
+        )
         trainer = Trainer(network(card, config), FusionStep(config), config=config, card=card, run=run)
         return trainer.fit(samples, PatientDice(val_on, card) if val_on else None)
 
