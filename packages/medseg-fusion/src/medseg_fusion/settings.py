@@ -89,6 +89,7 @@ class CompareConfig(LearnConfig):
     )
     folds: int = setting(5, "Parts of the patients, each of which is tested once.", low=2, high=100)
     seeds: tuple[int, ...] = setting((0, 1, 2), "Each net is trained so often on each fold.", low=0)
+    save_every: int = setting(0, "Epochs from one kept checkpoint of a cell to the next, 0 for none.", low=0)
     misregistration: bool = setting(True, "Also ask with PET moved by 2 to 20 mm and turned by 2 to 10 degrees.")
 
 
