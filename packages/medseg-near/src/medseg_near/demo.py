@@ -35,8 +35,8 @@ from medseg_near.settings import FitConfig, PrepareConfig, RefineConfig
 
 KINDS, AMOUNT, SEED = ("breaks", "branches", "holes"), 0.5, 7
 FIT = FitConfig(
-    appearance=True, width=16, patch=32, points=8192, epochs=200, batch_size=2, accumulate=1, lr=3e-3, clip=1.0,
-    warmup=0.02, val_every=200, num_scored=1, num_workers=1,
+    appearance=True, width=16, patch=32, points=4096, epochs=270, batch_size=2, accumulate=1, lr=3e-3, clip=1.0,
+    warmup=0.02, val_every=270, num_scored=1, num_workers=1,
 )  # fmt: skip
 REFINE = RefineConfig(max_change="100%")
 HEARTS = {"num_cases": 14, "size": 80, "spacing_mm": 1.0}
