@@ -1,11 +1,12 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from medseg_core.errors import MedsegError
-from medseg_core.options import App, Json, Out, Resume, RunOut, flags, tell
+from medseg_core.options import App, Json, Out, Resume, RunOut, flags, tell, tell_result
 from medseg_core.settings import TrainConfig
 
 app = App("medseg-core", "A command to test with.")
@@ -110,3 +111,18 @@ def test_print_config_needs_no_arguments_and_feeds_back(tmp_path):
 
 def test_json_is_json():
     assert json.loads(call("fail", "--json").stdout) == {"dice": 0.5}
+
+
+@pytest.mark.parametrize(("reason", "code"), [("finished", 0), ("stopped", 143)])
+def test_a_training_ends_with_its_run_its_scores_and_143_where_it_was_stopped(reason, code):
+    app = App("medseg-core", "A test.")
+
+    @app.command()
+    def train() -> None:
+        best = SimpleNamespace(metrics={"dice": 0.75})
+        tell_result(SimpleNamespace(best=best, epochs=3, reason=reason), Path("runs/a"), as_json=False)
+
+    done = CliRunner().invoke(app, ["train"])
+    assert done.exit_code == code
+    assert done.stdout == f"run: runs/a\nepochs: 3\nended: {reason}\nbest_dice: 0.75\n"
+    assert ("the same call with --resume --out runs/a goes on" in done.stderr) == (code == 143)

@@ -13,7 +13,19 @@ from medseg_cardiac.settings import (
     SegmentationConfig,
 )
 from medseg_core.errors import MedsegError
-from medseg_core.options import App, Json, Out, Overwrite, Resume, RunOut, Splits, flags, tell, tell_failures
+from medseg_core.options import (
+    App,
+    Json,
+    Out,
+    Overwrite,
+    Resume,
+    RunOut,
+    Splits,
+    flags,
+    tell,
+    tell_failures,
+    tell_result,
+)
 
 app = App("medseg-cardiac", "Cine CMR to motion, registration and infarct: prepare, train, predict, evaluate and look.")
 
@@ -254,17 +266,11 @@ def _train(
     run: Any, verb: str, data: Path, config: Any, out: Path | None, resume: str, as_json: bool, **more: Any
 ) -> None:
     """One training, and what it came to."""
-    from medseg_core.distributed import place
     from medseg_core.runs import run_path
 
     with run_path(out, "cardiac", verb, resume=resume) as folder:
         result = run(data, folder, config, resume=resume, **more)
-    if place()[0] == 0:  # of many processes one speaks
-        scores = {f"best_{name}": value for name, value in result.best.metrics.items()} if result.best else {}
-        tell({"run": str(folder), "epochs": result.epochs, "ended": result.reason, **scores}, as_json=as_json)
-    if result.reason == "stopped":
-        typer.echo(f"stopped; the same call with --resume --out {folder} goes on", err=True)
-        raise typer.Exit(143)  # as the shell says of what SIGTERM ended
+    tell_result(result, folder, as_json=as_json)
 
 
 def _numbers(text: str) -> list[float]:

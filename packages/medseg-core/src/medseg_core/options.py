@@ -150,6 +150,23 @@ def _tell_each(numbers: Mapping[str, Any]) -> None:
         print(f"{name}: {text}")  # noqa: T201
 
 
+def tell_result(result: Any, run: Path, *, as_json: bool) -> None:
+    """What a training command ends with: where the run is, how it ended, its best scores; of many processes one speaks.
+
+    Args:
+        result: `medseg_core.trainer.Result`. One that was stopped ends the command with 143, as the shell says of what
+            SIGTERM ended.
+    """
+    from medseg_core.distributed import place
+
+    if place()[0] == 0:
+        scores = {f"best_{name}": value for name, value in result.best.metrics.items()} if result.best else {}
+        tell({"run": str(run), "epochs": result.epochs, "ended": result.reason, **scores}, as_json=as_json)
+    if result.reason == "stopped":
+        typer.echo(f"stopped; the same call with --resume --out {run} goes on", err=True)
+        raise typer.Exit(143)
+
+
 def tell_failures(failed: Mapping[str, str]) -> None:
     """Names every case that failed and why, and ends the command with exit code 2; nothing where none did."""
     for case, why in failed.items():

@@ -5,7 +5,19 @@ from typing import Annotated
 
 import typer
 
-from medseg_core.options import App, Json, Out, Overwrite, Resume, RunOut, Splits, flags, tell, tell_failures
+from medseg_core.options import (
+    App,
+    Json,
+    Out,
+    Overwrite,
+    Resume,
+    RunOut,
+    Splits,
+    flags,
+    tell,
+    tell_failures,
+    tell_result,
+)
 from medseg_fusion.settings import CompareConfig, FusionConfig, PredictConfig, PrepareConfig
 
 app = App("medseg-fusion", "Tumours on CT and PET with two encoders, and the proof whether their fusion helps.")
@@ -73,18 +85,12 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a network; the run keeps the split that was used, and the threshold that is best on its validation part."""
-    from medseg_core.distributed import place
     from medseg_core.runs import run_path
     from medseg_fusion.train import train as run
 
     with run_path(out, "fusion", "train", resume=resume) as folder:
         result = run(cache, folder, config, splits=splits, resume=resume, overwrite=overwrite)
-    if place()[0] == 0:  # of many processes one speaks
-        scores = {f"best_{name}": value for name, value in result.best.metrics.items()} if result.best else {}
-        tell({"run": str(folder), "epochs": result.epochs, "ended": result.reason, **scores}, as_json=as_json)
-    if result.reason == "stopped":
-        typer.echo(f"stopped; the same call with --resume --out {folder} goes on", err=True)
-        raise typer.Exit(143)  # as the shell says of what SIGTERM ended
+    tell_result(result, folder, as_json=as_json)
 
 
 @app.command()

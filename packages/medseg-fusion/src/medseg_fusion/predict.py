@@ -1,7 +1,6 @@
 """From CT and PET, or from one of them, to a mask on the very grid that they came in on; the network is loaded once."""
 
 import hashlib
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,8 +23,6 @@ from medseg_fusion.patients import BITS, Patient, read_patient
 from medseg_fusion.settings import PredictConfig
 from medseg_fusion.sources import role_of
 from medseg_fusion.train import PACKAGE, probabilities
-
-log = logging.getLogger(__name__)
 
 
 class Predictor:

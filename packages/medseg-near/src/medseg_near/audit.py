@@ -146,6 +146,8 @@ def within_reach(
     lonely = np.setdiff1d(np.arange(1, parts.max(initial=0) + 1), parts[old])
     away_mm = _distances_mm(np.isin(parts, lonely), old, np.asarray(spacing_mm, np.float64), math.inf)
     far = lonely[minimum(away_mm, parts, lonely) > reach_mm * (1 + ROUNDING)] if lonely.size else lonely
+    if not len(far):
+        return after, 0
     kept = after.copy(order="K")
     kept[box] &= ~np.isin(parts, far)
     return kept, len(far)

@@ -6,7 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg_core.options import App, Json, Out, Overwrite, Resume, RunOut, Splits, flags, tell, tell_failures
+from medseg_core.options import (
+    App,
+    Json,
+    Out,
+    Overwrite,
+    Resume,
+    RunOut,
+    Splits,
+    flags,
+    tell,
+    tell_failures,
+    tell_result,
+)
 from medseg_core.settings import ScoreConfig
 from medseg_near.settings import FitConfig, MergeConfig, PrepareConfig, RefineConfig
 
@@ -99,19 +111,13 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Learn the shapes of CACHE, and how to undo errors in them; or one decoder for all and 256 numbers for each."""
-    from medseg_core.distributed import place
     from medseg_core.runs import run_path
     from medseg_near.fit import fit as run
 
     config = config if eval_every is None else replace(config, val_every=eval_every)
     with run_path(out, "near", "fit", resume=resume) as folder:
         result = run(cache, folder, config, splits=splits, only=only or (), resume=resume, overwrite=overwrite)
-    if place()[0] == 0:  # of many processes one speaks
-        scores = {f"best_{name}": value for name, value in result.best.metrics.items()} if result.best else {}
-        tell({"run": str(folder), "epochs": result.epochs, "ended": result.reason, **scores}, as_json=as_json)
-    if result.reason == "stopped":
-        typer.echo(f"stopped; the same call with --resume --out {folder} goes on", err=True)
-        raise typer.Exit(143)  # as the shell says of what SIGTERM ended
+    tell_result(result, folder, as_json=as_json)
 
 
 @app.command()

@@ -6,7 +6,19 @@ from typing import Annotated, Any
 import typer
 
 from medseg_core.errors import MedsegError
-from medseg_core.options import App, Json, Out, Overwrite, Resume, RunOut, Splits, flags, tell, tell_failures
+from medseg_core.options import (
+    App,
+    Json,
+    Out,
+    Overwrite,
+    Resume,
+    RunOut,
+    Splits,
+    flags,
+    tell,
+    tell_failures,
+    tell_result,
+)
 from medseg_totalseg.settings import EvaluateConfig, PredictConfig, PrepareConfig, TotalsegConfig
 
 app = App("medseg-totalseg", "117 CT structures: prepare, train, predict, evaluate and look.")
@@ -70,7 +82,6 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train the network; the run folder is what `predict` and `evaluate` take as --model."""
-    from medseg_core.distributed import place
     from medseg_core.runs import run_path
     from medseg_totalseg.train import rehearse
     from medseg_totalseg.train import train as run
@@ -81,12 +92,7 @@ def train(
         return
     with run_path(out, "totalseg", "train", resume=resume) as folder:
         result = run(data, folder, config, splits=splits, resume=resume, overwrite=overwrite)
-    if place()[0] == 0:  # of many processes one speaks
-        scores = {f"best_{name}": value for name, value in result.best.metrics.items()} if result.best else {}
-        tell({"run": str(folder), "epochs": result.epochs, "ended": result.reason, **scores}, as_json=as_json)
-    if result.reason == "stopped":
-        typer.echo(f"stopped; the same call with --resume --out {folder} goes on", err=True)
-        raise typer.Exit(143)  # as the shell says of what SIGTERM ended
+    tell_result(result, folder, as_json=as_json)
 
 
 @app.command()
