@@ -129,3 +129,11 @@ def test_nothing_given_is_one_line_and_exit_2(tmp_path):
     done = CliRunner().invoke(app, ["predict", "--model", str(tmp_path), "--out", str(tmp_path / "out")])
     assert done.exit_code == 2
     assert done.stderr == "error: nothing to predict; give --ct, --pet, or both\n"
+
+
+def test_a_file_that_names_nobody_takes_the_name_of_its_folder(tmp_path):
+    (tmp_path / "p7").mkdir()
+    for name in ("CT_image.nii.gz", "pet_dicom.zip"):
+        (tmp_path / "p7" / name).touch()
+    assert [case.id for case in find_inputs(None, tmp_path / "p7" / "pet_dicom.zip")] == ["p7"]
+    assert [case.id for case in find_inputs(tmp_path / "p7" / "CT_image.nii.gz", None)] == ["p7"]

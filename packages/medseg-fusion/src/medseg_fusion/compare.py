@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from medseg_core.cases import Case, write_split
 from medseg_core.config import as_dict, strict
@@ -74,9 +75,10 @@ def compare(cache: Path, out: Path, config: CompareConfig) -> dict[str, Any]:
             seconds.setdefault(net, []).append(_seconds(cell / "run"))
             if config.misregistration and net not in SINGLE:
                 moved.setdefault(net, []).extend(_moved(cell, split, cases, config))
-    told = _told(rows, cases, config, {net: statistics.median(some) for net, some in seconds.items()})
+    averaged = _averaged(rows)
+    told = _told(averaged, cases, config, {net: statistics.median(some) for net, some in seconds.items()})
     told["misregistration"] = {net: means(some) for net, some in moved.items()}
-    _write(out, told, rows)
+    _write(out, told, rows, averaged)
     return told
 
 
@@ -133,8 +135,7 @@ def _cell(
         result = train(cache, cell / "run", settings_of(net, seed, config), splits=split, resume="last")
         if result.reason == "stopped":
             raise MedsegError("stopped; the same call goes on")
-        tested = set(read_json(split)["test"])
-        rows = _scored([case for case in cases if case.id in tested], cell / "run", net, config)
+        rows = _scored(_tested(cases, split), cell / "run", net, config)
         write_text(file, json.dumps(strict(rows)) + "\n")
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -143,11 +144,15 @@ def _moved(cell: Path, split: Path, cases: Sequence[Case], config: CompareConfig
     """Rows of a cell with PET moved, made where there are none."""
     file = cell / MOVED
     if not file.is_file():
-        tested = set(read_json(split)["test"])
         predictor = Predictor(cell / "run", PredictConfig(device=config.device))
-        rows = list(curve([case for case in cases if case.id in tested], predictor))
+        rows = list(curve(_tested(cases, split), predictor))
         write_text(file, json.dumps(rows) + "\n")
     return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _tested(cases: Sequence[Case], split: Path) -> list[Case]:
+    names = set(read_json(split)["test"])
+    return [case for case in cases if case.id in names]
 
 
 def _scored(cases: Sequence[Case], run: Path, net: str, config: CompareConfig) -> list[dict[str, Any]]:
@@ -171,10 +176,13 @@ def _seconds(run: Path) -> float:
 
 
 def _told(
-    rows: Sequence[Mapping[str, Any]], cases: Sequence[Case], config: CompareConfig, seconds: Mapping[str, float]
+    averaged: Mapping[str, Sequence[Mapping[str, Any]]],
+    cases: Sequence[Case],
+    config: CompareConfig,
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Means, paired differences with their intervals and what follows of them."""
-    scored = {name: from_rows(some) for name, some in _averaged(rows).items()}
+    scored = {name: from_rows(some) for name, some in averaged.items()}
     rivals = _thresholds(cases)
     overall = {name: _overall(one) for name, one in {**scored, **rivals}.items()}
     pairs = [(a, b) for n, a in enumerate(scored) for b in [*list(scored)[n + 1 :], *rivals]]
@@ -182,17 +190,15 @@ def _told(
     for one, other in pairs:
         entry = scored[one].against({**scored, **rivals}[other], "dice")
         differences.append({"one": one, "other": other, **entry, "verdict": verdict(entry)})
-    nets = [settings_of(net, 0, config) for net in config.nets]
-    size = {net: MODELS[one.net](width=one.width) for net, one in zip(config.nets, nets, strict=True)}
-    parameters = {
-        net: {
-            "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "total": sum(p.numel() for p in model.parameters()),
-            "epoch_s": seconds[net],
-        }
-        for net, model in size.items()
-    }
-    return {"settings": as_dict(config), "dice": overall, "differences": differences, "cost": parameters}
+    cost = {net: {**_size(settings_of(net, 0, config)), "epoch_s": seconds[net]} for net in config.nets}
+    return {"settings": as_dict(config), "dice": overall, "differences": differences, "cost": cost}
+
+
+def _size(config: FusionConfig) -> dict[str, int]:
+    """Parameters of a network, of which nothing is held."""
+    with torch.device("meta"):
+        sizes = [(p.numel(), p.requires_grad) for p in MODELS[config.net](width=config.width).parameters()]
+    return {"trainable": sum(num for num, learns in sizes if learns), "total": sum(num for num, _ in sizes)}
 
 
 def _averaged(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -239,11 +245,15 @@ def _overall(evaluation: Evaluation) -> dict[str, float]:
     return {name: row[name] for name in ("mean", "low", "high", "n")}
 
 
-def _write(out: Path, told: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
+def _write(
+    out: Path,
+    told: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    averaged: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
     write_text(out / "comparison.json", json.dumps(strict(dict(told)), indent=1) + "\n")
     columns = list(dict.fromkeys(["net", "seed", "inputs", "case", *(name for row in rows for name in row)]))
     write_csv(out / "patients.csv", rows, columns)
-    averaged = _averaged(rows)
     first, *others = averaged
     flat = [*averaged[first], *({**row, "model": name} for name in others for row in averaged[name])]
     notes = [

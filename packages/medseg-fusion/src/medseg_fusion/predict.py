@@ -24,6 +24,8 @@ from medseg_fusion.settings import PredictConfig
 from medseg_fusion.sources import role_of
 from medseg_fusion.train import PACKAGE, probabilities
 
+NO_NAME = ("image", "dicom")  # words of a file that say nothing of whose it is; its folder does
+
 
 class Predictor:
     """The network of a run, held in memory.
@@ -115,11 +117,12 @@ def _named(path: Path, role: str) -> dict[str, Path]:
         files = [path] if is_series else [p for p in inside if case_name(p) != p.name] or [path]
     named: dict[str, Path] = {}
     for file in files:
-        words = case_name(file).replace("-", "_").split("_")
-        name = "_".join(word for word in words if word and role_of(word) != role and word.lower() != "image")
-        if first := named.get(name or path.name):
+        words = case_name(file).removesuffix(".zip").replace("-", "_").split("_")
+        own = (word for word in words if word and role_of(word) != role and word.lower() not in NO_NAME)
+        name = "_".join(own) or file.resolve().parent.name
+        if first := named.get(name):
             raise MedsegError(f"{first} and {file} are both {name!r}; rename one of them")
-        named[name or file.resolve().parent.name] = file
+        named[name] = file
     return named
 
 
