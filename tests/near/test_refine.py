@@ -187,3 +187,22 @@ def test_what_lies_far_from_a_label_is_left_out_and_counted(
     refine_files([balls], run, tmp_path / "out", config)
     row = table(tmp_path / "out")["ball_5"]
     assert (row["parts_left_out"], row["num_components_after"]) == (left_out, parts)
+
+
+@pytest.mark.parametrize(("wanted", "told"), [(True, ("3", "4.5")), (False, ("0", "0.0"))])
+def test_slices_that_moved_are_put_back_before_the_model_sees_them_and_counted(
+    ball, balls, run, tmp_path, wanted, told
+):
+    pillar = np.zeros((24, 24, 20), np.uint8)
+    pillar[7:17, 8:18, 3:17] = 3
+    pillar[..., 9:12] = np.roll(pillar[..., 9:12], 3, axis=1)
+    write_volume(Volume(pillar, TURNED), tmp_path / "moved" / "one.nii.gz")
+    refine_files([tmp_path / "moved"], run, tmp_path / "out", RefineConfig(**{**vars(CONFIG), "put_back": wanted}))
+    row = table(tmp_path / "out")["one"]
+    assert (row["slices_put_back"], row["farthest_slice_mm"]) == told
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_smooth_label_is_sharpened_only_where_that_is_asked_and_the_table_tells(ball, balls, run, tmp_path, wanted):
+    refine_files([balls], run, tmp_path / "out", RefineConfig(**{**vars(CONFIG), "sharpen": wanted}))
+    assert (float(table(tmp_path / "out")["ball_7"]["sharpened_voxels"]) > 0) == wanted

@@ -45,6 +45,8 @@ from medseg_near.points import frame_of, picture_at
 from medseg_near.prepare import crop
 from medseg_near.settings import FitConfig, PrepareConfig, RefineConfig
 from medseg_near.shapes import Shape
+from medseg_near.slabs import Aligned, put_back
+from medseg_near.smoothed import sharpened
 from medseg_near.sources import find_structures
 
 STORED, FITTED, NONE = "stored", "fitted", "none"
@@ -65,6 +67,8 @@ class Refined:
         latent: "stored", "fitted", or "none" where the model has none.
         num_asked: points where the field was asked.
         num_left_out: parts of the model's answer that lie too far from the label.
+        aligned: the label with its slices put back.
+        width_voxels: of the filter that had smoothed it and was undone, 0 where none was.
     """
 
     mask: np.ndarray
@@ -73,6 +77,8 @@ class Refined:
     latent: str
     num_asked: int
     num_left_out: int
+    aligned: Aligned
+    width_voxels: float
 
 
 class Refiner:
@@ -99,8 +105,11 @@ class Refiner:
         """What the model makes of a shape, and with `save_prob` its probabilities (X, Y, Z) on the crop."""
         if self.fit.appearance and shape.image is None:
             raise MedsegError(f"{shape.id} has no CT, which this model looks at; give --images")
-        ask, origin = self.field(shape)
         before = np.asarray(shape.label)
+        aligned = put_back(before, shape.spacing_mm) if self.config.put_back else Aligned(before)
+        seen, width = sharpened(aligned.label, shape.spacing_mm) if self.config.sharpen else (aligned.label, 0.0)
+        shape = replace(shape, label=seen)
+        ask, origin = self.field(shape)
         probs = None
         if self.config.save_prob:
             logits = dense(ask, before.shape)
@@ -109,11 +118,11 @@ class Refiner:
         elif self.config.resolution:
             after, asked = self._on_cube(ask, shape)
         else:
-            after, asked = narrow(ask, before.shape, seed=before)
+            after, asked = narrow(ask, before.shape, seed=seen)
         after, num_far = within_reach(before, after, reach_mm=self.config.reach_mm, spacing_mm=shape.spacing_mm)
         found = audit(before, after, spacing_mm=shape.spacing_mm)
         flag = flagged(found, self.limits)
-        return Refined(before if flag else after, found, flag, origin, asked, num_far), probs
+        return Refined(before if flag else after, found, flag, origin, asked, num_far, aligned, width), probs
 
     def field(self, shape: Shape) -> tuple[Ask, str]:
         """Logits at places among the voxels of a crop, above 0 from the threshold on; and whence its latent."""
@@ -220,7 +229,8 @@ def _write(case: Case, *, refiner: Refiner, out: Path) -> Mapping[str, Any]:
     if refined.flag:
         log.warning("%s is left as it was: %s", case.id, refined.flag)
     about = {"files": stamp_of(case), "latent": refined.latent, "flag": refined.flag, "asked": refined.num_asked}
-    about["parts_left_out"] = refined.num_left_out
+    about |= {"parts_left_out": refined.num_left_out, "slices_put_back": refined.aligned.num_moved}
+    about |= {"farthest_slice_mm": refined.aligned.farthest_mm, "sharpened_voxels": refined.width_voxels}
     return {**about, **{name: value for name, value in refined.audit.as_row().items() if str(value) != "nan"}}
 
 
@@ -269,4 +279,6 @@ def _notes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     told = f"{origins.count(STORED)} latents were those of the run, {origins.count(FITTED)} were fitted."
     told = "The model reads each label itself." if NONE in origins else told
     agreement = "These scores say how much was changed, not how good it is: they hold a result against its own input."
+    moved = [case for case, row in rows.items() if row["slices_put_back"]]
+    told += f" Slices of {len(moved)} labels had moved and were put back before: {', '.join(moved)}." if moved else ""
     return [agreement, told, *(f"{case} was left as it was: {why}." for case, why in flags.items())]

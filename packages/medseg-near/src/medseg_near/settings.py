@@ -82,6 +82,12 @@ class RefineConfig:
     fit_lr: float = setting(2e-2, "Learning rate of these updates at its highest.", low=0)
     known: bool = setting(True, "Use the latent that the run has of a case; else fit every case anew.")
     threshold: float = setting(0.5, "Probability from which a point is inside.", low=0.01, high=0.99)
+    put_back: bool = setting(
+        True, "Put blocks of slices that surely moved in their plane back before the model sees the label."
+    )
+    sharpen: bool = setting(
+        False, "The labels were smoothed: give them back what that took, where a filter's width fits them."
+    )
     reach_mm: float = setting(
         5.0, "Parts of the answer that nowhere come this near to the label, in mm, are left out.", low=0, high=1000
     )
