@@ -33,6 +33,29 @@ def fail(as_json: Json = False) -> None:
     raise MedsegError("patch 100 must be a multiple of 16; try 96")
 
 
+def shipping(folder):
+    """A command beside which `folder` is shipped."""
+    other = App("medseg-core", "With configs.")
+
+    @other.command()
+    @flags(TrainConfig, named=folder)
+    def train(config: TrainConfig) -> None:
+        seen.update(config=config)
+
+    @other.command()
+    def more() -> None: ...
+
+    return other
+
+
+@pytest.fixture
+def shipped(tmp_path):
+    (tmp_path / "shipped").mkdir()
+    for name, lr in (("quick", 0.25), ("slow", 0.125)):
+        (tmp_path / "shipped" / f"{name}.toml").write_text(f"lr = {lr}\n")
+    return tmp_path / "shipped"
+
+
 def call(*args):
     return CliRunner().invoke(app, [str(a) for a in args])
 
@@ -126,3 +149,26 @@ def test_a_training_ends_with_its_run_its_scores_and_143_where_it_was_stopped(re
     assert done.exit_code == code
     assert done.stdout == f"run: runs/a\nepochs: 3\nended: {reason}\nbest_dice: 0.75\n"
     assert ("the same call with --resume --out runs/a goes on" in done.stderr) == (code == 143)
+
+
+def test_a_config_that_is_shipped_is_called_by_its_name(shipped):
+    result = CliRunner().invoke(shipping(shipped), ["train", "--config", "slow"])
+    assert result.exit_code == 0, result.output
+    assert seen["config"].lr == 0.125
+
+
+def test_a_file_that_is_there_wins_over_a_shipped_config_of_its_name(shipped, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("slow").write_text("lr = 0.5\n")
+    CliRunner().invoke(shipping(shipped), ["train", "--config", "slow"])
+    assert seen["config"].lr == 0.5
+
+
+def test_a_config_that_nobody_knows_is_named_with_those_that_are_shipped(shipped):
+    result = CliRunner().invoke(shipping(shipped), ["train", "--config", "slwo"])
+    assert result.exit_code == 2
+    assert result.stderr == "error: there is no config 'slwo'; did you mean 'slow'?; take a file or quick, slow\n"
+
+
+def test_help_names_the_shipped_configs(shipped):
+    assert "quick, slow" in CliRunner().invoke(shipping(shipped), ["train", "--help"]).output

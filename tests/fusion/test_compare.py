@@ -9,7 +9,7 @@ from medseg_core.errors import MedsegError
 from medseg_core.run import read_json
 from medseg_fusion import compare as module
 from medseg_fusion.cli import app
-from medseg_fusion.compare import _averaged, compare, settings_of, verdict
+from medseg_fusion.compare import _averaged, _without_tumour, compare, settings_of, verdict
 from medseg_fusion.phantom import phantom
 from medseg_fusion.prepare import prepare
 from medseg_fusion.settings import CompareConfig, PrepareConfig
@@ -74,13 +74,30 @@ def test_a_difference_counts_where_its_interval_leaves_0_out(low, high, said):
     assert verdict({"low": low, "high": high}) == said
 
 
-def test_seeds_are_averaged_for_each_patient_and_a_patient_without_dice_has_none():
-    rows = [
-        {"net": "early", "seed": seed, "inputs": "both", "case": case, "dice": dice}
-        for seed, case, dice in ((0, "a", 0.4), (1, "a", 0.8), (0, "b", None), (1, "b", None), (0, "c", 0.0))
-    ]
-    found = {row["case"]: row["dice"] for row in _averaged(rows)["early"]}
-    assert found == {"a": pytest.approx(0.6), "c": 0.0}
+def row(net, seed, case, status, **more):
+    return {"net": net, "seed": seed, "inputs": "both", "case": case, "status": status, **more}
+
+
+def test_seeds_are_averaged_for_each_patient_with_tumour():
+    rows = [row("early", 0, "a", "both", dice=0.4), row("early", 1, "a", "both", dice=0.8)]
+    rows += [row("early", 0, "b", "missed", dice=0.0), row("early", 0, "c", "invented", dice=0.0)]
+    rows += [row("early", 1, "c", "absent")]
+    assert {one["case"]: one["dice"] for one in _averaged(rows)["early"]} == {"a": pytest.approx(0.6), "b": 0.0}
+
+
+def test_what_is_found_in_patients_without_tumour_is_counted():
+    rows = [row("early", 0, "c", "invented", dice=0.0, invented_ml=3.0), row("early", 1, "c", "absent")]
+    rows += [row("early", 0, "a", "both", dice=0.4, invented_ml=8.0), row("pet", 0, "c", "absent")]
+    assert _without_tumour(rows) == {
+        "early": {"asked": 2, "invented": 1, "invented_ml": 1.5},
+        "pet": {"asked": 1, "invented": 0, "invented_ml": 0.0},
+    }
+
+
+def test_all_are_held_against_each_other_on_the_same_patients(done):
+    _, told = done
+    assert {row["n"] for row in told["dice"].values()} == {4}
+    assert all(entry["n_alone"] == 0 for entry in told["differences"])
 
 
 def test_all_nets_share_their_settings_but_for_the_network_and_the_seed():

@@ -71,6 +71,8 @@ def test_an_epoch_has_as_many_samples_as_are_asked(arrays):
     assert set(np.bincount(order_of(samples, 0, 1))) == {2, 3}  # of 20 slices
     shared = Slices([arrays], size=32, intensity=HU_SUV, tumour_share=0.5, num_samples=50)
     assert shared.has_tumour[order_of(shared, 0, 1)].sum() == 25
+    fewer = Slices([arrays], size=32, intensity=HU_SUV, num_samples=5)
+    assert set(np.concatenate([order_of(fewer, epoch, 1) for epoch in range(40)])) == set(range(20))
 
 
 def test_without_a_share_every_slice_comes_once(arrays):

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand
 
 from medseg_core.config import as_toml, describe, resolve, strict, written
-from medseg_core.errors import MedsegError
+from medseg_core.errors import MedsegError, meant
 
 Out = Annotated[Path, typer.Option("--out", help="Where the results go.", metavar="DIR")]
 RunOut = Annotated[
@@ -101,8 +101,11 @@ class App(typer.Typer):
         return super().command(name, cls=Command, **more)
 
 
-def flags(cls: type) -> Callable[[Callable], Callable]:
+def flags(cls: type, *, named: Path | None = None) -> Callable[[Callable], Callable]:
     """Replaces the parameter annotated with `cls` by one flag per setting, plus `--config FILE` and `--print-config`.
+
+    Args:
+        named: a folder of .toml files that a package ships; `--config` takes their names too.
 
     Flags, file and code pass one `config.resolve`, so they get the same bounds and messages; a flag that is not given
     never hides what the file says. A text option whose default is False, `resume: Resume = False`, is "" when left out.
@@ -115,7 +118,8 @@ def flags(cls: type) -> Callable[[Callable], Callable]:
 
         def command(*, config_file: Path | None, print_config: bool, **values: Any) -> Any:
             given = {f: values.pop(f) for f in fields}
-            config = resolve(cls, {f: v for f, v in given.items() if v is not None}, file=config_file)
+            file = _found(config_file, named)
+            config = resolve(cls, {f: v for f, v in given.items() if v is not None}, file=file)
             if print_config:
                 print(as_toml(config))  # noqa: T201
                 return None
@@ -126,7 +130,7 @@ def flags(cls: type) -> Callable[[Callable], Callable]:
             for p in inspect.signature(function).parameters.values()
             if p.name != name
         ]
-        command.__signature__ = inspect.Signature([_keyword(p) for p in [*own, *_options(cls)]])  # type: ignore[attr-defined]
+        command.__signature__ = inspect.Signature([_keyword(p) for p in [*own, *_options(cls, named)]])  # type: ignore[attr-defined]
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         return command
 
@@ -175,7 +179,25 @@ def tell_failures(failed: Mapping[str, str]) -> None:
         raise typer.Exit(2)
 
 
-def _options(cls: type) -> list[inspect.Parameter]:
+def _found(file: Path | None, named: Path | None) -> Path | None:
+    """What `--config` means: a file that is there, else the shipped one of that name."""
+    if file is None or named is None or file.exists():
+        return file
+    shipped = _names(named)
+    if str(file) in shipped:
+        return named / f"{file}.toml"
+    if file.suffix:
+        return file
+    raise MedsegError(
+        f"there is no config {str(file)!r}{meant(str(file), shipped)}; take a file or {', '.join(shipped)}"
+    )
+
+
+def _names(named: Path) -> list[str]:
+    return sorted(file.stem for file in named.glob("*.toml"))
+
+
+def _options(cls: type, named: Path | None) -> list[inspect.Parameter]:
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     options = []
@@ -183,7 +205,9 @@ def _options(cls: type) -> list[inspect.Parameter]:
         panel = (owner.__doc__ or "").split("\n")[0].rstrip(".")
         names = [n for n in vars(owner).get("__annotations__", {}) if n in fields]
         options += [_option(fields.pop(n), hints[n], panel) for n in names]
-    file = typer.Option("--config", help="Settings from a .toml or .json file; flags win over it.", metavar="FILE")
+    shipped = f", or shipped ones: {', '.join(_names(named))}" if named else ""
+    text = f"Settings from a .toml or .json file{shipped}; flags win over it."
+    file = typer.Option("--config", help=text, metavar="FILE|NAME" if named else "FILE")
     show = typer.Option("--print-config", help="Print all settings as commented TOML and stop.")
     return [
         *options,

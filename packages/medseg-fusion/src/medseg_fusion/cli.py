@@ -22,6 +22,7 @@ from medseg_fusion.settings import CompareConfig, FusionConfig, PredictConfig, P
 
 app = App("medseg-fusion", "Tumours on CT and PET with two encoders, and the proof whether their fusion helps.")
 
+CONFIGS = Path(__file__).parent / "configs"
 DATA = "Patients: <patient>/CT_image.nii.gz beside PET_image and CT_mask, DICOM, or CT/, PET/ and masks/ of PNG slices."
 Data = Annotated[Path, typer.Argument(metavar="DATA", help=DATA)]
 Cache = Annotated[Path, typer.Argument(metavar="CACHE", help="What prepare made.")]
@@ -74,7 +75,7 @@ def split(
 
 
 @app.command()
-@flags(FusionConfig)
+@flags(FusionConfig, named=CONFIGS)
 def train(
     cache: Cache,
     config: FusionConfig,
@@ -178,3 +179,14 @@ def phantom(
     from medseg_fusion.phantom import phantom as make
 
     make(out, num_cases=num_cases, seed=seed)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where the results go.", metavar="DIR")] = Path("demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps on a few patients: does it run at all?")] = False,
+) -> None:
+    """Phantom, prepare, compare, evaluate: does fusion help where neither CT nor PET alone tells a tumour?"""
+    from medseg_fusion.demo import demo as run
+
+    tell(run(out, quick=quick), as_json=False)

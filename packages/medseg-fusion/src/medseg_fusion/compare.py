@@ -47,8 +47,8 @@ def compare(cache: Path, out: Path, config: CompareConfig) -> dict[str, Any]:
     """Trains and scores what is missing, and says which network is better than which, by how much, and how surely.
 
     Every network gets the same patients, epochs, batches, losses and threshold rule; the threshold is chosen on the
-    validation patients of its fold, never on the tested ones. Dice is averaged over the seeds for each patient, and
-    intervals and tests are over patients.
+    validation patients of its fold, never on the tested ones. Dice is averaged over the seeds for each patient with
+    tumour, and intervals and tests are over these. Patients without tumour have no Dice; what is found in them is told.
 
     Args:
         cache: what `prepare` made.
@@ -65,6 +65,8 @@ def compare(cache: Path, out: Path, config: CompareConfig) -> dict[str, Any]:
     num = len({case.unit for case in cases})
     if num < max(config.folds, 3):
         raise MedsegError(f"{num} patients with masks are too few for {config.folds} folds; set --folds")
+    if not any(case.notes.get("tumour_share") for case in cases):
+        raise MedsegError(f"no mask of {cache} has tumour: there is no Dice to compare")
     _check_begun(out, cache, config)
     rows, moved, seconds = [], {}, {}
     for fold, split in enumerate(_folds(cases, out, config)):
@@ -76,7 +78,11 @@ def compare(cache: Path, out: Path, config: CompareConfig) -> dict[str, Any]:
             if config.misregistration and net not in SINGLE:
                 moved.setdefault(net, []).extend(_moved(cell, split, cases, config))
     averaged = _averaged(rows)
-    told = _told(averaged, cases, config, {net: statistics.median(some) for net, some in seconds.items()})
+    rivals = _thresholds(cases)
+    told = _told(averaged, rivals, config, {net: statistics.median(some) for net, some in seconds.items()})
+    told["without_tumour"] = _without_tumour(
+        [*rows, *({**row, "net": name} for name, some in rivals.items() for row in some)]
+    )
     told["misregistration"] = {net: means(some) for net, some in moved.items()}
     _write(out, told, rows, averaged)
     return told
@@ -177,18 +183,18 @@ def _seconds(run: Path) -> float:
 
 def _told(
     averaged: Mapping[str, Sequence[Mapping[str, Any]]],
-    cases: Sequence[Case],
+    rivals: Mapping[str, Sequence[Mapping[str, Any]]],
     config: CompareConfig,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Means, paired differences with their intervals and what follows of them."""
-    scored = {name: from_rows(some) for name, some in averaged.items()}
-    rivals = _thresholds(cases)
-    overall = {name: _overall(one) for name, one in {**scored, **rivals}.items()}
-    pairs = [(a, b) for n, a in enumerate(scored) for b in [*list(scored)[n + 1 :], *rivals]]
+    nets = {name: from_rows(some) for name, some in averaged.items()}
+    all_scored = {**nets, **{name: from_rows(filter(_is_ill, some)) for name, some in rivals.items()}}
+    overall = {name: _overall(one) for name, one in all_scored.items()}
+    pairs = [(a, b) for n, a in enumerate(nets) for b in [*list(nets)[n + 1 :], *rivals]]
     differences = []
     for one, other in pairs:
-        entry = scored[one].against({**scored, **rivals}[other], "dice")
+        entry = all_scored[one].against(all_scored[other], "dice")
         differences.append({"one": one, "other": other, **entry, "verdict": verdict(entry)})
     cost = {net: {**_size(settings_of(net, 0, config)), "epoch_s": seconds[net]} for net in config.nets}
     return {"settings": as_dict(config), "dice": overall, "differences": differences, "cost": cost}
@@ -202,25 +208,42 @@ def _size(config: FusionConfig) -> dict[str, int]:
 
 
 def _averaged(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Network, and what it was given where that is not both -> a row per patient, the mean Dice over the seeds."""
+    """Network, and what it was given where that is not both -> a row per patient with tumour, the mean of the seeds."""
     found: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        name = row["net"] if row["inputs"] == BOTH else f"{row['net']}, {row['inputs']} alone"
-        values = found.setdefault(name, {}).setdefault(row["case"], [])
-        if row.get("dice") is not None:
-            values.append(row["dice"])
+    for row in filter(_is_ill, rows):
+        found.setdefault(_name(row), {}).setdefault(row["case"], []).append(row["dice"])
     return {
         name: [
             {"case": case, "label": 1, "name": "tumour", "dice": float(np.mean(values))}
             for case, values in by_case.items()
-            if values
         ]
         for name, by_case in found.items()
     }
 
 
-def _thresholds(cases: Sequence[Case]) -> dict[str, Evaluation]:
-    """Plain thresholds of SUV on the same patients."""
+def _without_tumour(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Of each network and threshold: how many such patients it was asked about, in how many it found something."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if not _is_ill(row):
+            found.setdefault(_name(row), []).append(row.get("invented_ml") or 0.0)
+    return {
+        name: {"asked": len(ml), "invented": sum(one > 0 for one in ml), "invented_ml": float(np.mean(ml))}
+        for name, ml in found.items()
+    }
+
+
+def _is_ill(row: Mapping[str, Any]) -> bool:
+    """Whether a patient has tumour."""
+    return row["status"] in ("both", "missed")
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return row["net"] if row.get("inputs", BOTH) == BOTH else f"{row['net']}, {row['inputs']} alone"
+
+
+def _thresholds(cases: Sequence[Case]) -> dict[str, list[dict[str, Any]]]:
+    """Plain thresholds of SUV on the same patients, a row for each."""
     arrays = {case.id: Arrays(case.files["arrays"]) for case in cases}
     units = {one.about["unit"] for one in arrays.values()}
     if BITS in units:
@@ -235,8 +258,8 @@ def _thresholds(cases: Sequence[Case]) -> dict[str, Evaluation]:
         )
         for name, one in arrays.items()
     )
-    found = evaluate(pairs, {1: "tumour"}, baselines=thresholds("HU and SUV"), measures=("overlap",))
-    return {name: one for name, one in found.baselines.items() if name != "empty"}
+    found = evaluate(pairs, {1: "tumour"}, baselines=thresholds("HU and SUV"), measures=("overlap", "lesions"))
+    return {name: [*one.rows, *one.absent] for name, one in found.baselines.items() if name != "empty"}
 
 
 def _overall(evaluation: Evaluation) -> dict[str, float]:
@@ -260,6 +283,11 @@ def _write(
         f"{entry['one']} against {entry['other']}: {entry['difference']:+.3f} Dice [{entry['low']:+.3f}, "
         f"{entry['high']:+.3f}] over {entry['n_cases']} patients, {entry['verdict']}."
         for entry in told["differences"]
+    ]
+    notes += [
+        f"{name} found something in {row['invented']} of {row['asked']} looks at patients without tumour, "
+        f"{row['invented_ml']:.1f} ml on average."
+        for name, row in told["without_tumour"].items()
     ]
     curves = told["misregistration"]
     pictures = [draw(curves, out / "misregistration.png")] if curves else []

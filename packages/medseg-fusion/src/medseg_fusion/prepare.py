@@ -59,9 +59,8 @@ def read_cohort(cache: Path) -> list[Case]:
         MedsegError: no cache, or one without patients.
     """
     if not (Path(cache) / CASES).is_file():
-        raise MedsegError(
-            f"{cache} is no cache of prepared patients; make one: medseg fusion prepare DATA --out {cache}"
-        )
+        make = f"{cache} --out cache" if Path(cache).exists() else f"DATA --out {cache}"
+        raise MedsegError(f"{cache} is no cache of prepared patients; make one: medseg fusion prepare {make}")
     return read_cases(Path(cache) / CASES)
 
 

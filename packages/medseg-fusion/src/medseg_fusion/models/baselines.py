@@ -4,6 +4,7 @@ Axes: N slices, K classes, H W rows and columns, h w those of a level; the two c
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -116,6 +117,7 @@ class V1(nn.Module):
         return self.decoder(fused[-1], [finest_NChw, *fused[:-1]])[..., *crop]
 
 
+@cache
 def matched_width(width: int, num_classes: int) -> int:
     """Channels of a fifth level with which EarlyConcat has as many parameters as FourWay trains.
 
