@@ -84,7 +84,7 @@ def compare(cache: Path, out: Path, config: CompareConfig) -> dict[str, Any]:
         [*rows, *({**row, "net": name} for name, some in rivals.items() for row in some)]
     )
     told["misregistration"] = {net: means(some) for net, some in moved.items()}
-    _write(out, told, rows, averaged)
+    _write(out, told, rows, averaged, rivals)
     return told
 
 
@@ -273,23 +273,31 @@ def _write(
     told: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
     averaged: Mapping[str, Sequence[Mapping[str, Any]]],
+    rivals: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> None:
     write_text(out / "comparison.json", json.dumps(strict(dict(told)), indent=1) + "\n")
     columns = list(dict.fromkeys(["net", "seed", "inputs", "case", *(name for row in rows for name in row)]))
     write_csv(out / "patients.csv", rows, columns)
-    first, *others = averaged
-    flat = [*averaged[first], *({**row, "model": name} for name in others for row in averaged[name])]
+    scored = {**averaged, **{name: list(filter(_is_ill, some)) for name, some in rivals.items()}}
+    first, *others = scored
+    flat = [*scored[first], *({**row, "model": name} for name in others for row in scored[name])]
+    curves = told["misregistration"]
+    pictures = [draw(curves, out / "misregistration.png")] if curves else []
+    title = " beside ".join(filter(None, (first, ", ".join([*averaged][1:]))))
+    write_report(out, from_rows(flat), title=title, notes=_notes(told, list(averaged)), pictures=pictures)
+
+
+def _notes(told: Mapping[str, Any], nets: Sequence[str]) -> list[str]:
+    """Networks against each other and against the last of what has no network, and what is found where nothing is."""
+    last = list(told["dice"])[-1]
     notes = [
         f"{entry['one']} against {entry['other']}: {entry['difference']:+.3f} Dice [{entry['low']:+.3f}, "
         f"{entry['high']:+.3f}] over {entry['n_cases']} patients, {entry['verdict']}."
         for entry in told["differences"]
+        if entry["other"] in (*nets, last)
     ]
-    notes += [
-        f"{name} found something in {row['invented']} of {row['asked']} looks at patients without tumour, "
-        f"{row['invented_ml']:.1f} ml on average."
+    bare = [
+        f"{name} {row['invented']} of {row['asked']} times ({row['invented_ml']:.1f} ml)"
         for name, row in told["without_tumour"].items()
     ]
-    curves = told["misregistration"]
-    pictures = [draw(curves, out / "misregistration.png")] if curves else []
-    title = f"{first} beside {', '.join(others)}"
-    write_report(out, from_rows(flat), title=title, notes=notes, pictures=pictures)
+    return [*notes, f"In patients without tumour something was found by {', '.join(bare)}."] if bare else notes

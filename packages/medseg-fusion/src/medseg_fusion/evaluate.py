@@ -71,7 +71,8 @@ def evaluate_run(
     notes = (
         [f"Trained on {', '.join(seen)}: these scores say that it learnt, not how it does on others."] if seen else []
     )
-    notes.append(f"Threshold {predictor.threshold:g}, on the grid of the cache; patients without tumour have no Dice.")
+    bare = "A patient without tumour has no Dice where nothing was found, and 0 where something was."
+    notes.append(f"Threshold {predictor.threshold:g}, on the grid of the cache. {bare}")
     write_report(out, evaluation, title=f"{Path(run).name} on {Path(cache).name}, split {split}", notes=notes)
     return evaluation
 
