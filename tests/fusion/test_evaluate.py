@@ -15,7 +15,7 @@ from medseg_core.pairs import Pair
 from medseg_core.store import write_arrays
 from medseg_fusion import predict as module
 from medseg_fusion.evaluate import evaluate_run
-from medseg_fusion.measures import best_suv, burden, fixed_suv, share_of_max
+from medseg_fusion.measures import agreement, best_suv, burden, fixed_suv, share_of_max
 
 
 class Hot(nn.Module):
@@ -48,6 +48,20 @@ def test_an_empty_side_has_no_uptake():
     told = burden(line([8, 4], [0, 0], [0, 1]))
     assert (told["tmtv_ml"], told["tlg"]) == (0, 0)
     assert np.isnan(told["suvmax"])
+
+
+def test_agreement_is_the_mean_difference_and_its_limits_over_patients_who_have_both():
+    rows = [{"tmtv_ml": 5.0, "tmtv_ref_ml": 3.0, "suvmax": float("nan"), "suvmax_ref": 4.0}]
+    rows += [{"tmtv_ml": 3.0, "tmtv_ref_ml": 3.0, "suvmax": 6.0, "suvmax_ref": 4.0}, {"accuracy": 1.0}]
+    found = agreement(rows)  # differences 2 and 0: mean 1, standard deviation 2 ** 0.5
+    assert found == {
+        "tmtv_ml": {
+            "bias": 1.0,
+            "low": pytest.approx(1 - 1.96 * 2**0.5),
+            "high": pytest.approx(1 + 1.96 * 2**0.5),
+            "n": 2,
+        }
+    }
 
 
 def test_thresholds_are_those_of_the_field():

@@ -85,11 +85,27 @@ def stored(folder, name, probs, label):
 def test_the_threshold_is_the_best_for_patients_with_tumour_and_others_are_counted_apart(tmp_path):
     ill = stored(tmp_path, "ill", [0.9, 0.72, 0.48, 0.1], [1, 1, 0, 0])
     well = stored(tmp_path, "well", [0.8, 0.1, 0.1, 0.1], [0, 0, 0, 0])
-    card = card_of([ill], FusionConfig(net="early", width=2))
-    score = PatientDice([ill, well], card)(Given(), SimpleNamespace())
+    config = FusionConfig(net="early", width=2, loss="ce")
+    score = PatientDice([ill, well], card_of([ill], config), FusionStep(config))(Given(), SimpleNamespace())
     assert score.value == 1.0  # from 0.5 to 0.7 the mask is the label
     assert 0.5 <= score.chosen["threshold"] <= 0.7
-    assert score.metrics == {"dice": 1.0, "dice_at_half": 1.0, "invented": 1.0}
+    loss = score.metrics.pop("loss")
+    assert score.metrics == {
+        "dice": 1.0,
+        "dice_at_half": 1.0,
+        "iou": 1.0,
+        "invented": 1.0,
+        "accuracy": 7 / 8,
+        "background": 6 / 8,
+    }
+    right = (0.9, 0.72, 0.52, 0.9, 0.2, 0.9, 0.9, 0.9)  # probability of what is true, of four voxels of each
+    assert loss == pytest.approx(-sum(map(math.log, right)) / 8, abs=0.01)
+
+
+def test_accuracy_stands_beside_the_share_of_background():
+    found = losses([1.0, 1.0], [1, 0])
+    assert (found["dice"], found["iou"]) == (pytest.approx(2 / 3), 0.5)
+    assert (found["accuracy"], found["background"]) == (0.5, 0.5)
 
 
 def test_slices_are_asked_as_they_lie(tmp_path):

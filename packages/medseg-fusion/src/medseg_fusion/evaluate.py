@@ -25,7 +25,7 @@ from medseg_core.report import write_report
 from medseg_core.run import read_json
 from medseg_core.store import Arrays
 from medseg_core.volume import Picture
-from medseg_fusion.measures import burden, thresholds
+from medseg_fusion.measures import agreement, burden, thresholds
 from medseg_fusion.patients import BITS
 from medseg_fusion.predict import Predictor
 from medseg_fusion.prepare import read_cohort
@@ -66,13 +66,19 @@ def evaluate_run(
     unit = predictor.card.intensity["unit"]
     how: dict[str, Any] = {"measures": MEASURES, "more": burden, "baselines": thresholds(unit), "out": out}
     evaluation = evaluate(pairs, {1: "tumour"}, **how)
-    write_text(out / RESULTS, json.dumps(strict(results(evaluation, slices)), indent=1) + "\n")
+    found = results(evaluation, slices)
+    write_text(out / RESULTS, json.dumps(strict(found), indent=1) + "\n")
     seen = sorted(trained_on & {case.id for case in cases})
     notes = (
         [f"Trained on {', '.join(seen)}: these scores say that it learnt, not how it does on others."] if seen else []
     )
     bare = "A patient without tumour has no Dice where nothing was found, and 0 where something was."
     notes.append(f"Threshold {predictor.threshold:g}, on the grid of the cache. {bare}")
+    notes += [
+        f"{name} differs from the label's by {row['bias']:+.3g} on average; 95 % of patients are expected between "
+        f"{row['low']:+.3g} and {row['high']:+.3g} (of {row['n']})."
+        for name, row in found["overall_metrics"]["agreement"].items()
+    ]
     write_report(out, evaluation, title=f"{Path(run).name} on {Path(cache).name}, split {split}", notes=notes)
     return evaluation
 
@@ -88,6 +94,7 @@ def results(evaluation: Evaluation, slices: Sequence[Mapping[str, Any]]) -> dict
         "patients": {name: _told(patients, name, by="case") for name in ("dice", "iou")},
         "slices": {name: _told(slices, name, by="patient") for name in ("dice", "iou", "accuracy")},
     }
+    overall["agreement"] = agreement(row for row in evaluation.rows if not row["name"])
     about = {"slices": len(slices), "slices_without_tumour_on_either_side": bare}
     about["patients_without_tumour_on_either_side"] = len(evaluation.absent)
     return {"overall_metrics": overall, **about, "per_patient_metrics": patients, "per_image_metrics": list(slices)}

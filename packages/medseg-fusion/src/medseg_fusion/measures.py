@@ -3,13 +3,15 @@
 Axes: X Y Z voxels of a patient, or H W S of pictures.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from medseg_core.pairs import Pair
 from medseg_fusion.patients import BITS
 
+BURDEN = {"tmtv_ml": "tmtv_ref_ml", "tlg": "tlg_ref", "suvmax": "suvmax_ref", "suvmean": "suvmean_ref"}
 SHARE_OF_MAX, FIXED_SUV = 0.41, 2.5  # Boellaard et al., EANM guidelines 2015; the threshold of lymphoma trials
 
 
@@ -29,6 +31,26 @@ def burden(pair: Pair) -> dict[str, float]:
         mean, most = (float(suv.mean()), float(suv.max())) if suv.size else (np.nan, np.nan)
         told |= {f"tmtv{name}_ml": suv.size * ml, f"tlg{name}": float(suv.sum(dtype=np.float64)) * ml}
         told |= {f"suvmean{name}": mean, f"suvmax{name}": most}
+    return told
+
+
+def agreement(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """How far volume, glycolysis and uptake of the mask lie from those of the label (Bland and Altman, Lancet 1986).
+
+    Args:
+        rows: one for each patient, with the numbers of `burden`.
+
+    Returns:
+        `bias`, the mean difference, and the limits `low` and `high` that 95 % of differences keep, over `n` patients
+        who have both.
+    """
+    rows, told = list(rows), {}
+    for name, label in BURDEN.items():
+        pairs = np.array([(row[name], row[label]) for row in rows if name in row], float).reshape(-1, 2)
+        gaps = np.subtract(*pairs[np.isfinite(pairs).all(1)].T)
+        if len(gaps) > 1:
+            bias, spread = float(gaps.mean()), 1.96 * float(gaps.std(ddof=1))
+            told[name] = {"bias": bias, "low": bias - spread, "high": bias + spread, "n": len(gaps)}
     return told
 
 

@@ -32,6 +32,7 @@ from medseg_fusion.slices import Slices, intensity_of, scaled, size_of
 
 PACKAGE = "medseg-fusion"
 THRESHOLDS = tuple(round(0.05 * n, 2) for n in range(2, 19))  # 0.1 to 0.9
+SURE = 1e-6  # of probabilities whose loss is told
 ALONG = 8  # slices that the network sees at once in validation and prediction
 
 log = logging.getLogger(__name__)
@@ -81,8 +82,9 @@ def train(
             "%d slices of %d patients, %d with tumour; %d in an epoch",
             *(len(samples.places), len(train_on), samples.has_tumour.sum(), len(samples)),
         )
-        trainer = Trainer(network(card, config), FusionStep(config), config=config, card=card, run=run)
-        return trainer.fit(samples, PatientDice(val_on, card) if val_on else None)
+        step = FusionStep(config)
+        trainer = Trainer(network(card, config), step, config=config, card=card, run=run)
+        return trainer.fit(samples, PatientDice(val_on, card, step) if val_on else None)
 
 
 def card_of(cases: Sequence[Arrays], config: FusionConfig) -> Card:
@@ -124,22 +126,25 @@ def network(card: Card, config: FusionConfig) -> nn.Module:
 
 
 class FusionStep:
-    """The loss of a batch, and the Dice that its decisions at 0.5 have."""
+    """The loss of a batch, and how right its decisions at 0.5 are, beside the share of background."""
 
     def __init__(self, config: FusionConfig) -> None:
         self.config = config
 
     def __call__(self, model: nn.Module, batch: Batch, at: At) -> Mapping[str, Tensor]:
         """See `medseg_core.trainer.Step`."""
-        logits, label = model(batch["image"], batch["present"]), batch["label"]
-        parts = self._losses(logits.float(), label)
+        logits, label = model(batch["image"], batch["present"]).float(), batch["label"]
+        parts = self.losses(logits, label)
         with torch.no_grad():
             mask, true = logits > 0, label > 0
-            dice = 2 * (mask & true).sum() / (mask.sum() + true.sum()).clamp(min=1)
+            both, either = (mask & true).sum(), (mask | true).sum()
+            scores = {"dice": 2 * both / (both + either).clamp(min=1), "iou": both / either.clamp(min=1)}
+            scores |= {"accuracy": (mask == true).float().mean(), "background": 1 - true.float().mean()}
         told = parts if len(parts) > 1 else {}
-        return {"loss": torch.stack(list(parts.values())).sum(), **told, "dice": dice}
+        return {"loss": torch.stack(list(parts.values())).sum(), **told, **scores}
 
-    def _losses(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
+    def losses(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
+        """Its parts, of (N, 1, ...) logits and (N, 1, ...) label; their sum is the loss."""
         config = self.config
         if config.loss == "combined":
             dice = config.dice_weight * multilabel_dice(logits, label)
@@ -155,36 +160,47 @@ class FusionStep:
 class PatientDice:
     """The mean Dice of patients with tumour, at the threshold that is best for them, which the card then holds.
 
-    Patients without tumour have no Dice: the share of them in whom something is found is told beside it.
+    Patients without tumour have no Dice: the share of them in whom something is found is told beside it. The loss is
+    that of whole patients; IoU and accuracy are at the chosen threshold, and background is what nothing would have.
 
     Args:
         cases: with masks.
         card: says how values are scaled.
+        step: whose loss is told.
     """
 
-    def __init__(self, cases: Sequence[Arrays], card: Card) -> None:
-        self.cases, self.card = list(cases), card
+    def __init__(self, cases: Sequence[Arrays], card: Card, step: FusionStep) -> None:
+        self.cases, self.card, self.step = list(cases), card, step
 
     def __call__(self, model: nn.Module, at: At) -> Score:
         """See `medseg_core.trainer.Validate`."""
-        rows = [row for part in gather([self._counts(model, arrays) for arrays in share(self.cases)]) for row in part]
-        both, found, true = np.moveaxis(np.array(rows, float), 2, 0)  # (patients, thresholds) each
+        found = [row for part in gather([self._counted(model, arrays) for arrays in share(self.cases)]) for row in part]
+        loss, size = np.array([row[:2] for row in found]).T
+        both, mask, true = np.moveaxis(np.array([row[2] for row in found], float), 2, 0)  # (patients, thresholds) each
         ill = true[:, 0] > 0
-        dice = 2 * both[ill] / np.maximum(found[ill] + true[ill], 1)
-        means = dice.mean(0) if ill.any() else -found.mean(0)
-        best = int(means.argmax())
-        half = THRESHOLDS.index(0.5)
-        told = {"dice": float(means[best]), "dice_at_half": float(means[half])} if ill.any() else {}
+        dice = 2 * both[ill] / np.maximum(mask[ill] + true[ill], 1)
+        means = dice.mean(0) if ill.any() else -mask.mean(0)
+        best, half = int(means.argmax()), THRESHOLDS.index(0.5)
+        wrong = (mask + true - 2 * both)[:, best] / size
+        told = {}
+        if ill.any():
+            iou = (both / np.maximum(mask + true - both, 1))[ill, best].mean()
+            told |= {"dice": means[best], "dice_at_half": means[half], "iou": iou}
+        told |= {"loss": loss.mean(), "accuracy": 1 - wrong.mean(), "background": 1 - (true[:, 0] / size).mean()}
         if not ill.all():
-            told["invented"] = float((found[~ill, best] > 0).mean())
-        return Score(float(means[best]), told, {"threshold": THRESHOLDS[best]})
+            told["invented"] = (mask[~ill, best] > 0).mean()
+        numbers = {name: float(value) for name, value in told.items()}
+        return Score(float(means[best]), numbers, {"threshold": THRESHOLDS[best]})
 
-    def _counts(self, model: nn.Module, arrays: Arrays) -> list[list[int]]:
-        """Of each threshold the voxels of mask and label together, of the mask, and of the label."""
+    def _counted(self, model: nn.Module, arrays: Arrays) -> tuple[float, int, list[list[int]]]:
+        """Loss, voxels, and of each threshold the voxels of mask and label together, of the mask, and of the label."""
         probs = probabilities(model, arrays["ct"], arrays["pet"], self.card)
         label = arrays["label"] > 0
+        logits = torch.from_numpy(probs).clamp(SURE, 1 - SURE).logit()
+        parts = self.step.losses(logits[None, None], torch.from_numpy(label.astype(np.uint8))[None, None])
         masks = (probs >= threshold for threshold in THRESHOLDS)
-        return [[int((mask & label).sum()), int(mask.sum()), int(label.sum())] for mask in masks]
+        counts = [[int((mask & label).sum()), int(mask.sum()), int(label.sum())] for mask in masks]
+        return float(sum(parts.values())), label.size, counts
 
 
 @torch.inference_mode()
