@@ -2,7 +2,7 @@
 
     python benchmarks/repair.py --out repair                       # an hour and less on two cores; goes on where it was
     python benchmarks/repair.py --out quick --num-train 8 --num-test 2 --epochs 1
-    python benchmarks/repair.py --out repair --sharpen             # the same network; each label is sharpened before
+    python benchmarks/repair.py --out repair --known               # the same network, refine --put-back --sharpen
     python benchmarks/repair.py --out latents --net pointwise --num-train 120 --epochs 60
 
 Adrenal glands of MedMNIST. A model is fitted to clean shapes; other shapes, which it has not seen, are corrupted by
@@ -132,7 +132,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--amount", type=float, default=0.7)
     parser.add_argument("--net", default="denoising")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="another setting of the fit")
-    parser.add_argument("--sharpen", action="store_true", help="as for labels that are known to be smoothed")
+    parser.add_argument("--known", action="store_true", help="with --put-back and --sharpen of refine, for all labels")
     parser.add_argument("--device", default="cpu")
     return parser.parse_args()
 
@@ -151,12 +151,11 @@ def main() -> None:
     settings = {**(DENOISING if options.net == "denoising" else LATENTS), **more}
     config = FitConfig(net=options.net, epochs=options.epochs, device=options.device, **settings)
     fit(options.out / "cache", options.out / "run", config, resume="last", splits=options.out / "splits.json")
-    refiner = Refiner(
-        options.out / "run", RefineConfig(max_change="none", device=options.device, sharpen=options.sharpen)
-    )
+    known = {"put_back": options.known, "sharpen": options.known}
+    refiner = Refiner(options.out / "run", RefineConfig(max_change="none", device=options.device, **known))
     rows: dict[str, list[Mapping]] = {}
     shapes = {shape.id: shape for shape in read_shapes(options.out / "cache")}
-    cells = options.out / ("cells_sharpened" if options.sharpen else "cells")
+    cells = options.out / ("cells_known" if options.known else "cells")
     for kind in (*KINDS, "clean"):
         for number, name in enumerate(test):
             file = cells / f"{kind}_{name}_{options.amount:g}.json"
@@ -167,7 +166,7 @@ def main() -> None:
     found = table(rows)
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
     document = {"command": " ".join(sys.argv), "machine": machine, "table": found, "rows": rows}
-    name = "results_sharpened.json" if options.sharpen else "results.json"
+    name = "results_known.json" if options.known else "results.json"
     write_text(options.out / name, json.dumps(document, indent=1, default=float) + "\n")
     for name, row in found.items():
         print(f"{name:16}", "  ".join(f"{key} {value:.3f}" for key, value in row.items()))

@@ -164,6 +164,13 @@ def test_a_file_that_is_there_wins_over_a_shipped_config_of_its_name(shipped, tm
     assert seen["config"].lr == 0.5
 
 
+def test_a_folder_of_its_name_hides_no_shipped_config(shipped, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("slow").mkdir()
+    CliRunner().invoke(shipping(shipped), ["train", "--config", "slow"])
+    assert seen["config"].lr == 0.125
+
+
 def test_a_config_that_nobody_knows_is_named_with_those_that_are_shipped(shipped):
     result = CliRunner().invoke(shipping(shipped), ["train", "--config", "slwo"])
     assert result.exit_code == 2

@@ -60,6 +60,13 @@ def test_what_is_done_is_not_trained_again_and_gives_the_same(cache, done, monke
     assert all(f"{entry['n_cases']} patients, {entry['verdict']}." in page for entry in shown)
 
 
+def test_other_patients_are_refused(cache, done, tmp_path_factory):
+    more = tmp_path_factory.mktemp("more")
+    prepare(phantom(more / "data", num_cases=5), more / "cache", PrepareConfig(spacing_mm=(8.0, 8.0, 24.0)))
+    with pytest.raises(MedsegError, match="was begun with other patients; choose another --out"):
+        compare(more / "cache", done[0], CONFIG)
+
+
 def test_a_net_can_be_added_and_other_settings_cannot(cache, done):
     out, _ = done
     with pytest.raises(MedsegError, match="was begun with epochs 1, and now it is 2"):
@@ -94,6 +101,8 @@ def test_what_is_found_in_patients_without_tumour_is_counted():
         "early": {"asked": 2, "invented": 1, "invented_ml": 1.5},
         "pet": {"asked": 1, "invented": 0, "invented_ml": 0.0},
     }
+    in_pictures = [row("early", 0, "c", "invented", dice=0.0, invented_px3=7.0), row("early", 0, "d", "absent")]
+    assert _without_tumour(in_pictures) == {"early": {"asked": 2, "invented": 1}}
 
 
 def test_all_are_held_against_each_other_on_the_same_patients(done):

@@ -189,20 +189,45 @@ def test_what_lies_far_from_a_label_is_left_out_and_counted(
     assert (row["parts_left_out"], row["num_components_after"]) == (left_out, parts)
 
 
+def seen_by_the_model(monkeypatch):
+    """The labels that `field` is asked about, as they come."""
+    seen, field = [], Refiner.field
+    monkeypatch.setattr(
+        Refiner, "field", lambda self, shape: (seen.append(np.asarray(shape.label)), field(self, shape))[1]
+    )
+    return seen
+
+
 @pytest.mark.parametrize(("wanted", "told"), [(True, ("3", "4.5")), (False, ("0", "0.0"))])
-def test_slices_that_moved_are_put_back_before_the_model_sees_them_and_counted(
-    ball, balls, run, tmp_path, wanted, told
+def test_slices_that_moved_are_put_back_before_the_model_sees_them_where_that_is_asked(
+    ball, balls, run, tmp_path, monkeypatch, wanted, told
 ):
-    pillar = np.zeros((24, 24, 20), np.uint8)
-    pillar[7:17, 8:18, 3:17] = 3
-    pillar[..., 9:12] = np.roll(pillar[..., 9:12], 3, axis=1)
-    write_volume(Volume(pillar, TURNED), tmp_path / "moved" / "one.nii.gz")
-    refine_files([tmp_path / "moved"], run, tmp_path / "out", RefineConfig(**{**vars(CONFIG), "put_back": wanted}))
+    clean = np.zeros((24, 24, 20), bool)
+    clean[7:17, 8:18, 3:17] = True
+    moved = clean.copy()
+    moved[..., 9:12] = np.roll(moved[..., 9:12], 3, axis=1)
+    write_volume(Volume(3 * moved.astype(np.uint8), TURNED), tmp_path / "moved" / "one.nii.gz")
+    seen = seen_by_the_model(monkeypatch)
+    config = RefineConfig(**{**vars(CONFIG), "put_back": wanted, "margin_mm": 0})
+    refine_files([tmp_path / "moved"], run, tmp_path / "out", config)
     row = table(tmp_path / "out")["one"]
     assert (row["slices_put_back"], row["farthest_slice_mm"]) == told
+    assert seen[0].sum() == clean.sum()
+    assert (len(np.unique(np.argwhere(seen[0])[:, 1])) == 10) == wanted
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_a_smooth_label_is_sharpened_only_where_that_is_asked_and_the_table_tells(ball, balls, run, tmp_path, wanted):
+def test_a_smooth_label_is_sharpened_only_where_that_is_asked(ball, balls, run, tmp_path, monkeypatch, wanted):
+    seen = seen_by_the_model(monkeypatch)
     refine_files([balls], run, tmp_path / "out", RefineConfig(**{**vars(CONFIG), "sharpen": wanted}))
     assert (float(table(tmp_path / "out")["ball_7"]["sharpened_voxels"]) > 0) == wanted
+    assert (int(seen[2].sum()) != int(ball_of(7).sum())) == wanted  # the third is the case that the run does not know
+
+
+def test_a_label_whose_latent_is_stored_stays_as_it_is(ball, balls, run, tmp_path):
+    refine_files([balls], run, tmp_path / "out", RefineConfig(**{**vars(CONFIG), "sharpen": True}))
+    rows = table(tmp_path / "out")
+    assert {case: row["sharpened_voxels"] for case, row in rows.items() if row["latent"] == "stored"} == {
+        "ball_5": "0.0",
+        "ball_6": "0.0",
+    }

@@ -23,7 +23,7 @@ class Draw:
     """One sample of a run.
 
     Attributes:
-        index: which sample, in [0, len(samples)).
+        index: which sample, from 0; below len(samples) where no `order` says otherwise.
         epoch: from 0; a curriculum is a function of it.
         place: position in the epoch over all processes, from 0.
         seed: the run's.

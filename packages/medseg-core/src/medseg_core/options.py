@@ -181,7 +181,7 @@ def tell_failures(failed: Mapping[str, str]) -> None:
 
 def _found(file: Path | None, named: Path | None) -> Path | None:
     """What `--config` means: a file that is there, else the shipped one of that name."""
-    if file is None or named is None or file.exists():
+    if file is None or named is None or (file.exists() and not file.is_dir()):
         return file
     shipped = _names(named)
     if str(file) in shipped:

@@ -148,7 +148,7 @@ def evaluate(
 
 
 @app.command()
-@flags(CompareConfig)
+@flags(CompareConfig, named=CONFIGS)
 def compare(cache: Cache, config: CompareConfig, out: Out, as_json: Json = False) -> None:
     """Train networks at equal budget on folds of patients, and say whether fusion helps: differences with intervals.
 

@@ -67,10 +67,10 @@ def compare(cache: Path, out: Path, config: CompareConfig) -> dict[str, Any]:
         raise MedsegError(f"{num} patients with masks are too few for {config.folds} folds; set --folds")
     if not any(case.notes.get("tumour_share") for case in cases):
         raise MedsegError(f"no mask of {cache} has tumour: there is no Dice to compare")
-    _check_begun(out, cache, config)
+    _check_begun(out, cases, config)
     rows, moved, seconds = [], {}, {}
     for fold, split in enumerate(_folds(cases, out, config)):
-        for seed, net in product(config.seeds, config.nets):
+        for seed, net in product(dict.fromkeys(config.seeds), dict.fromkeys(config.nets)):
             cell = out / "cells" / f"{net}_{fold}_{seed}"
             found = _cell(cell, cache, split, cases, net, seed, config)
             rows += [{**row, "net": net, "seed": seed} for row in found]
@@ -102,16 +102,19 @@ def settings_of(net: str, seed: int, config: CompareConfig) -> FusionConfig:
     return FusionConfig(**{**shared, **which, "seed": seed})
 
 
-def _check_begun(out: Path, cache: Path, config: CompareConfig) -> None:
-    """Cells of one folder are alike but for nets, seeds and what changes no result."""
+def _check_begun(out: Path, cases: Sequence[Case], config: CompareConfig) -> None:
+    """Cells of one folder are of the same patients, and alike but for nets, seeds and what changes no result."""
     may = {"nets", "seeds", "misregistration", "num_workers", "device", "save_seconds", "keep"}
-    now = {name: value for name, value in json.loads(json.dumps(as_dict(config))).items() if name not in may}
-    file = out / SETTINGS
+    now = {name: value for name, value in as_dict(config).items() if name not in may}
+    now["patients"] = sorted([case.id, case.notes.get("tumour_share")] for case in cases)
+    now, file = json.loads(json.dumps(now)), out / SETTINGS
     if not file.is_file():
         if out.is_dir() and any(out.iterdir()):
             raise MedsegError(f"{out} is not empty and was not begun by compare; choose another --out")
-        write_text(file, json.dumps({"cache": Path(cache).name, **now}, indent=1) + "\n")
-    begun = {name: value for name, value in read_json(file).items() if name != "cache"}
+        write_text(file, json.dumps(now, indent=1) + "\n")
+    begun = read_json(file)
+    if begun.pop("patients", None) != now.pop("patients"):
+        raise MedsegError(f"{out} was begun with other patients; choose another --out")
     if wrong := [name for name in now if begun.get(name) != now[name]]:
         said = f"{out} was begun with {wrong[0]} {begun.get(wrong[0])}, and now it is {now[wrong[0]]}"
         raise MedsegError(f"{said}; choose another --out")
@@ -222,15 +225,17 @@ def _averaged(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any
 
 
 def _without_tumour(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each network and threshold: how many such patients it was asked about, in how many it found something."""
-    found: dict[str, list[float]] = {}
+    """Of each network and threshold: how often it was asked about such patients, how often it found something there."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if not _is_ill(row):
-            found.setdefault(_name(row), []).append(row.get("invented_ml") or 0.0)
-    return {
-        name: {"asked": len(ml), "invented": sum(one > 0 for one in ml), "invented_ml": float(np.mean(ml))}
-        for name, ml in found.items()
-    }
+            found.setdefault(_name(row), []).append(row)
+    told = {}
+    for name, some in found.items():
+        told[name] = {"asked": len(some), "invented": sum(row["status"] == "invented" for row in some)}
+        if all("invented_ml" in row for row in some if row["status"] == "invented"):  # pictures have no ml
+            told[name]["invented_ml"] = sum(row.get("invented_ml", 0.0) for row in some) / len(some)
+    return told
 
 
 def _is_ill(row: Mapping[str, Any]) -> bool:
@@ -283,7 +288,7 @@ def _write(
     flat = [*scored[first], *({**row, "model": name} for name in others for row in scored[name])]
     curves = told["misregistration"]
     pictures = [draw(curves, out / "misregistration.png")] if curves else []
-    title = " beside ".join(filter(None, (first, ", ".join([*averaged][1:]))))
+    title = " beside ".join(filter(None, (first, "; ".join([*averaged][1:]))))
     write_report(out, from_rows(flat), title=title, notes=_notes(told, list(averaged)), pictures=pictures)
 
 
@@ -296,8 +301,8 @@ def _notes(told: Mapping[str, Any], nets: Sequence[str]) -> list[str]:
         for entry in told["differences"]
         if entry["other"] in (*nets, last)
     ]
-    bare = [
-        f"{name} {row['invented']} of {row['asked']} times ({row['invented_ml']:.1f} ml)"
-        for name, row in told["without_tumour"].items()
-    ]
-    return [*notes, f"In patients without tumour something was found by {', '.join(bare)}."] if bare else notes
+    bare = []
+    for name, row in told["without_tumour"].items():
+        ml = f" ({row['invented_ml']:.1f} ml a patient)" if "invented_ml" in row else ""
+        bare.append(f"{name} {row['invented']} of {row['asked']} times{ml}")
+    return [*notes, f"In patients without tumour something was found by: {'; '.join(bare)}."] if bare else notes

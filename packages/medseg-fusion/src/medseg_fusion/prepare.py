@@ -59,7 +59,8 @@ def read_cohort(cache: Path) -> list[Case]:
         MedsegError: no cache, or one without patients.
     """
     if not (Path(cache) / CASES).is_file():
-        make = f"{cache} --out cache" if Path(cache).exists() else f"DATA --out {cache}"
+        raw = Path(cache).is_dir() and any(Path(cache).iterdir()) and not list(Path(cache).glob("journal*.jsonl"))
+        make = f"{cache} --out cache" if raw else f"DATA --out {cache}"
         raise MedsegError(f"{cache} is no cache of prepared patients; make one: medseg fusion prepare {make}")
     return read_cases(Path(cache) / CASES)
 

@@ -106,8 +106,10 @@ class Refiner:
         if self.fit.appearance and shape.image is None:
             raise MedsegError(f"{shape.id} has no CT, which this model looks at; give --images")
         before = np.asarray(shape.label)
-        aligned = put_back(before, shape.spacing_mm) if self.config.put_back else Aligned(before)
-        seen, width = sharpened(aligned.label, shape.spacing_mm) if self.config.sharpen else (aligned.label, 0.0)
+        free = shape.id not in self.known  # a stored latent is that of the label as it was
+        aligned = put_back(before, shape.spacing_mm) if self.config.put_back and free else Aligned(before)
+        sharpen = self.config.sharpen and free
+        seen, width = sharpened(aligned.label, shape.spacing_mm) if sharpen else (aligned.label, 0.0)
         shape = replace(shape, label=seen)
         ask, origin = self.field(shape)
         probs = None
@@ -279,6 +281,7 @@ def _notes(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     told = f"{origins.count(STORED)} latents were those of the run, {origins.count(FITTED)} were fitted."
     told = "The model reads each label itself." if NONE in origins else told
     agreement = "These scores say how much was changed, not how good it is: they hold a result against its own input."
-    moved = [case for case, row in rows.items() if row["slices_put_back"]]
-    told += f" Slices of {len(moved)} labels had moved and were put back before: {', '.join(moved)}." if moved else ""
+    for name, what in (("slices_put_back", "had slices that were put back"), ("sharpened_voxels", "were sharpened")):
+        num = sum(float(row[name]) > 0 for row in rows.values())
+        told += f" {num} labels {what} before, see {CHANGES}." if num else ""
     return [agreement, told, *(f"{case} was left as it was: {why}." for case, why in flags.items())]

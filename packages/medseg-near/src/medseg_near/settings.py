@@ -83,10 +83,14 @@ class RefineConfig:
     known: bool = setting(True, "Use the latent that the run has of a case; else fit every case anew.")
     threshold: float = setting(0.5, "Probability from which a point is inside.", low=0.01, high=0.99)
     put_back: bool = setting(
-        True, "Put blocks of slices that surely moved in their plane back before the model sees the label."
+        False,
+        "Blocks of slices moved in their plane, as when each was drawn by itself: put them back, where that is sure, "
+        "before the model sees a label. The CT stays where it is.",
     )
     sharpen: bool = setting(
-        False, "The labels were smoothed: give them back what that took, where a filter's width fits them."
+        False,
+        "The labels were smoothed: give them back what that took, where a filter's width fits them. Takes seconds to "
+        "minutes for large structures.",
     )
     reach_mm: float = setting(
         5.0, "Parts of the answer that nowhere come this near to the label, in mm, are left out.", low=0, high=1000

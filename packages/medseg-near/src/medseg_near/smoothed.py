@@ -1,8 +1,9 @@
-"""Labels that were smoothed, told by what no other label has, and what smoothing took given back.
+"""Labels that were smoothed: how widely, and what that took given back.
 
-A Gaussian filter and a majority leave a mask only if some mask exists that becomes it by them. Such a mask is sought by
-Van Cittert's iteration (1931) with bounds (Jansson, 1970). Real surfaces are rougher: for a width from one voxel on
-nothing is found that becomes them. Where something is found, it has the tips and edges that the filter took.
+A Gaussian filter and a majority leave a mask only if something, between nothing and all in each voxel, becomes it by
+them. That is sought by Van Cittert's iteration (1931) with bounds (Jansson, 1970), and has the tips and edges that the
+filter took. For labels with rough surfaces, as people draw them, nothing is found. Labels of networks and resampled
+ones are smooth in themselves: they would be sharpened too, so this is for those who know what was done to a label.
 
 Axes: X Y Z voxels.
 """
@@ -37,7 +38,7 @@ def sharpened(label: np.ndarray, spacing_mm: Sequence[float]) -> tuple[np.ndarra
         return label, 0.0
     spacing = np.asarray(spacing_mm, float)
     voxels = float(spacing.prod() ** (1 / 3)) / spacing
-    room = np.ceil(2 * TRUNCATE * WIDTHS[0] * voxels).astype(int)
+    room = np.ceil(TRUNCATE * WIDTHS[-1] * voxels).astype(int)
     box = tuple(slice(max(s.start - n, 0), s.stop + n) for s, n in zip(tight, room, strict=True))
     seen = label[box].astype(np.float32)
     width = 0.0
