@@ -21,8 +21,8 @@ from medseg_fusion.settings import CompareConfig, PrepareConfig
 NUM_CASES = 12
 GRID = PrepareConfig(spacing_mm=(4.0, 4.0, 4.0))
 COMPARE = CompareConfig(
-    nets=("four_way", "early", "ct", "pet"), folds=2, seeds=(0,), misregistration=False, width=8, epochs=6,
-    epoch_slices=256, lr=3e-3, ema=0.95, val_every=3, save_every=0, num_workers=0,
+    nets=("four_way", "early", "ct", "pet"), folds=2, seeds=(0,), misregistration=False, width=8, epochs=5,
+    epoch_slices=256, lr=3e-3, ema=0.95, val_every=5, save_every=0, num_workers=0,
 )  # fmt: skip
 
 
