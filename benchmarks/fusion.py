@@ -1,7 +1,7 @@
 """Whether fusion helps on real patients: four networks and plain thresholds of SUV, cross-validated by patient.
 
-    python benchmarks/fusion.py --out fusion               # about two hours of two cores; goes on where it was
-    python benchmarks/fusion.py --out small --small        # minutes: does it run at all?
+    python benchmarks/fusion.py --out fusion               # hours on two cores; goes on where it was
+    python benchmarks/fusion.py --out small --small        # does it run at all?
     python benchmarks/fusion.py --out missing --missing    # one network for both modalities or either: what it costs
 
 The protocol, fixed before the first run. 19 patients with sarcoma (CT, PET in SUV, tumour), on 3 x 3 x 3.27 mm. Five
@@ -45,12 +45,8 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--small", action="store_true")
     which.add_argument("--missing", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--nets", nargs="*", help="only these; the last call has all")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     config = replace(PROTOCOL, **(SMALL if options.small else MISSING if options.missing else {}))
-    config = replace(config, nets=tuple(options.nets)) if options.nets else config
     cache = options.out / "cache"
     prepare(Path(os.environ["MEDSEG_TEST_DATA"]) / DATA, cache, GRID)
     told = compare(cache, options.out / "comparison", config)

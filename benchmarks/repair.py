@@ -1,6 +1,6 @@
 """Corrupted shapes repaired: ours beside doing nothing, morphology, median filtering and majority vote.
 
-    python benchmarks/repair.py --out repair                       # an hour and less on two cores; goes on where it was
+    python benchmarks/repair.py --out repair                       # two hours of one thread; goes on where it was
     python benchmarks/repair.py --out quick --num-train 8 --num-test 2 --epochs 1
     python benchmarks/repair.py --out repair --known               # the same network, refine --put-back --sharpen
     python benchmarks/repair.py --out latents --net pointwise --num-train 120 --epochs 60

@@ -95,13 +95,13 @@ def test_seeds_are_averaged_for_each_patient_with_tumour():
 
 
 def test_what_is_found_in_patients_without_tumour_is_counted():
-    rows = [row("early", 0, "c", "invented", dice=0.0, invented_ml=3.0), row("early", 1, "c", "absent")]
-    rows += [row("early", 0, "a", "both", dice=0.4, invented_ml=8.0), row("pet", 0, "c", "absent")]
+    rows = [row("early", 0, "c", "invented", dice=0.0, volume_pred_ml=3.0), row("early", 1, "c", "absent")]
+    rows += [row("early", 0, "a", "both", dice=0.4, volume_pred_ml=8.0), row("pet", 0, "c", "absent")]
     assert _without_tumour(rows) == {
         "early": {"asked": 2, "invented": 1, "invented_ml": 1.5},
         "pet": {"asked": 1, "invented": 0, "invented_ml": 0.0},
     }
-    in_pictures = [row("early", 0, "c", "invented", dice=0.0, invented_px3=7.0), row("early", 0, "d", "absent")]
+    in_pictures = [row("early", 0, "c", "invented", dice=0.0, volume_pred_px3=7.0), row("early", 0, "d", "absent")]
     assert _without_tumour(in_pictures) == {"early": {"asked": 2, "invented": 1}}
 
 

@@ -47,6 +47,7 @@ def test_who_is_shown_was_not_trained_on(made):
 def test_the_command_goes_on_with_what_is_there(made):
     out, told = made
     weights = {file: file.stat().st_mtime_ns for file in (out / "comparison").rglob("best.safetensors")}
+    assert len(weights) == 4
     again = CliRunner().invoke(app, ["demo", "--out", str(out), "--quick"])
     assert again.exit_code == 0, again.output
     assert f"dice, early: {told['dice, early']:.4g}" in again.output

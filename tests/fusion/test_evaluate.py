@@ -115,6 +115,8 @@ def test_a_patient_without_tumour_has_no_dice_and_is_counted(study):
     assert results["overall_metrics"]["patients"]["dice"]["n"] == 1
     assert results["overall_metrics"]["slices"]["dice"]["mean"] == pytest.approx(2 / 3)
     assert (results["slices"], results["slices_without_tumour_on_either_side"]) == (6, 5)
+    assert results["overall_metrics"]["agreement"]["tmtv_ml"]["bias"] == 2.0  # 8 ml for 4, and 0 for 0
+    assert "tmtv_ml differs from that of the label by +2 on average" in (study / "out" / "report.html").read_text()
 
 
 def test_the_split_is_that_of_the_run_and_what_was_learnt_is_said(study):

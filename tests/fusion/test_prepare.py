@@ -53,3 +53,6 @@ def test_splits_that_pictures_bring_along_stay(draw, tmp_path):
 def test_no_cache_says_how_to_make_one(tmp_path):
     with pytest.raises(MedsegError, match="medseg fusion prepare DATA --out"):
         read_cohort(tmp_path)
+    (tmp_path / "p001").mkdir()
+    with pytest.raises(MedsegError, match=r"medseg fusion prepare \S+ --out cache"):
+        read_cohort(tmp_path)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tomllib
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 from tests.fusion.conftest import planes
 from torch import nn
+from typer.testing import CliRunner
 
 from medseg_core.checkpoint import load_model, read_card
 from medseg_core.errors import MedsegError
 from medseg_core.store import Arrays, write_arrays
+from medseg_fusion.cli import app
 from medseg_fusion.models import MODELS
 from medseg_fusion.phantom import phantom
 from medseg_fusion.prepare import prepare, read_cohort
@@ -145,3 +148,12 @@ def test_pictures_train_in_8_bits(draw, tmp_path):
     prepare(draw(planes([f"{p}_slice_{n}" for p in "abcde" for n in (1, 2)])), tmp_path / "cache", PrepareConfig())
     train(tmp_path / "cache", tmp_path / "run", FusionConfig(**{**SMALL, "epochs": 1}))
     assert read_card(tmp_path / "run").intensity["unit"] == "8 bits"
+
+
+@pytest.mark.parametrize("name", ["default", "focal", "large-batch"])
+def test_shipped_configs_are_called_by_name(name):
+    shown = CliRunner().invoke(app, ["train", "CACHE", "--config", name, "--print-config"])
+    assert shown.exit_code == 0, shown.output
+    told = tomllib.loads(shown.stdout)
+    wanted = {"default": ("combined", 8, 1e-4), "focal": ("focal", 8, 1e-4), "large-batch": ("combined", 32, 2e-4)}
+    assert (told["loss"], told["batch_size"], told["lr"]) == wanted[name]

@@ -5,6 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from tests.pieces import dice_of
 
+from medseg_near.noise import corrupt
 from medseg_near.smoothed import sharpened
 
 
@@ -52,3 +53,13 @@ def test_what_smoothing_makes_of_the_answer_is_the_label():
 def test_nothing_stays_nothing():
     label = np.zeros((4, 5, 6), bool)
     assert sharpened(label, (1, 1, 1)) == (label, 0.0)
+
+
+def test_real_glands_are_rough_and_come_closer_once_they_were_smoothed(data):
+    glands = np.load(data / "shapes3d" / "adrenalmnist3d_64_trainval.npz")["train_images"][:20] > 0
+    assert [sharpened(gland, (1, 1, 1))[1] for gland in glands] == [0.0] * 20
+    gains = []
+    for gland in glands[:5]:
+        noisy = corrupt(gland, "smooth", amount=0.7, spacing_mm=(1, 1, 1), rng=np.random.default_rng(0))
+        gains.append(dice_of(sharpened(noisy, (1, 1, 1))[0], gland) - dice_of(noisy, gland))
+    assert np.mean(gains) > 0.005

@@ -18,6 +18,7 @@ from medseg_core.options import (
     Json,
     Out,
     Overwrite,
+    Quick,
     Resume,
     RunOut,
     Splits,
@@ -252,10 +253,7 @@ def phantom(
 
 
 @app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where the results go.", metavar="DIR")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A few steps on a few patients: does it run at all?")] = False,
-) -> None:
+def demo(out: Out = Path("demo"), quick: Quick = False) -> None:
     """Phantom, three trainings, predict, evaluate: ends in DIR/report.html."""
     from medseg_cardiac.demo import demo as run
 

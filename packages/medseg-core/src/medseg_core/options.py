@@ -32,6 +32,7 @@ RunOut = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A few steps on a few cases: does it run at all?")]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
 Splits = Annotated[
     Path | None, typer.Option("--splits", help="A file {seed, unit, train, val, test} of case ids.", metavar="FILE")

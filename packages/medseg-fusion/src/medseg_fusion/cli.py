@@ -10,6 +10,7 @@ from medseg_core.options import (
     Json,
     Out,
     Overwrite,
+    Quick,
     Resume,
     RunOut,
     Splits,
@@ -182,10 +183,7 @@ def phantom(
 
 
 @app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where the results go.", metavar="DIR")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A few steps on a few patients: does it run at all?")] = False,
-) -> None:
+def demo(out: Out = Path("demo"), quick: Quick = False) -> None:
     """Phantom, prepare, compare, evaluate: does fusion help where neither CT nor PET alone tells a tumour?"""
     from medseg_fusion.demo import demo as run
 

@@ -10,7 +10,7 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,15 @@ def compare(cache: Path, out: Path, config: CompareConfig) -> dict[str, Any]:
             seconds.setdefault(net, []).append(_seconds(cell / "run"))
             if config.misregistration and net not in SINGLE:
                 moved.setdefault(net, []).extend(_moved(cell, split, cases, config))
-    averaged = _averaged(rows)
     rivals = _thresholds(cases)
-    told = _told(averaged, rivals, config, {net: statistics.median(some) for net, some in seconds.items()})
+    nets = _averaged(rows)
+    scored = {**nets, **{name: list(filter(_is_ill, some)) for name, some in rivals.items()}}
+    told = _told(scored, list(nets), config, {net: statistics.median(some) for net, some in seconds.items()})
     told["without_tumour"] = _without_tumour(
         [*rows, *({**row, "net": name} for name, some in rivals.items() for row in some)]
     )
     told["misregistration"] = {net: means(some) for net, some in moved.items()}
-    _write(out, told, rows, averaged, rivals)
+    _write(out, told, rows, scored, list(nets))
     return told
 
 
@@ -185,19 +186,19 @@ def _seconds(run: Path) -> float:
 
 
 def _told(
-    averaged: Mapping[str, Sequence[Mapping[str, Any]]],
-    rivals: Mapping[str, Sequence[Mapping[str, Any]]],
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    nets: Sequence[str],
     config: CompareConfig,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Means, paired differences with their intervals and what follows of them."""
-    nets = {name: from_rows(some) for name, some in averaged.items()}
-    all_scored = {**nets, **{name: from_rows(filter(_is_ill, some)) for name, some in rivals.items()}}
-    overall = {name: _overall(one) for name, one in all_scored.items()}
-    pairs = [(a, b) for n, a in enumerate(nets) for b in [*list(nets)[n + 1 :], *rivals]]
+    scored = {name: from_rows(some) for name, some in rows.items()}
+    overall = {name: _overall(one) for name, one in scored.items()}
     differences = []
-    for one, other in pairs:
-        entry = all_scored[one].against(all_scored[other], "dice")
+    for one, other in combinations(scored, 2):
+        if one not in nets:
+            continue
+        entry = scored[one].against(scored[other], "dice")
         differences.append({"one": one, "other": other, **entry, "verdict": verdict(entry)})
     cost = {net: {**_size(settings_of(net, 0, config)), "epoch_s": seconds[net]} for net in config.nets}
     return {"settings": as_dict(config), "dice": overall, "differences": differences, "cost": cost}
@@ -232,9 +233,10 @@ def _without_tumour(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, fl
             found.setdefault(_name(row), []).append(row)
     told = {}
     for name, some in found.items():
-        told[name] = {"asked": len(some), "invented": sum(row["status"] == "invented" for row in some)}
-        if all("invented_ml" in row for row in some if row["status"] == "invented"):  # pictures have no ml
-            told[name]["invented_ml"] = sum(row.get("invented_ml", 0.0) for row in some) / len(some)
+        invented = [row for row in some if row["status"] == "invented"]
+        told[name] = {"asked": len(some), "invented": len(invented)}
+        if all("volume_pred_ml" in row for row in invented):  # pictures have no ml
+            told[name]["invented_ml"] = sum(row["volume_pred_ml"] for row in invented) / len(some)
     return told
 
 
@@ -263,7 +265,7 @@ def _thresholds(cases: Sequence[Case]) -> dict[str, list[dict[str, Any]]]:
         )
         for name, one in arrays.items()
     )
-    found = evaluate(pairs, {1: "tumour"}, baselines=thresholds("HU and SUV"), measures=("overlap", "lesions"))
+    found = evaluate(pairs, {1: "tumour"}, baselines=thresholds("HU and SUV"), measures=("overlap",))
     return {name: [*one.rows, *one.absent] for name, one in found.baselines.items() if name != "empty"}
 
 
@@ -277,19 +279,18 @@ def _write(
     out: Path,
     told: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
-    averaged: Mapping[str, Sequence[Mapping[str, Any]]],
-    rivals: Mapping[str, Sequence[Mapping[str, Any]]],
+    scored: Mapping[str, Sequence[Mapping[str, Any]]],
+    nets: Sequence[str],
 ) -> None:
     write_text(out / "comparison.json", json.dumps(strict(dict(told)), indent=1) + "\n")
     columns = list(dict.fromkeys(["net", "seed", "inputs", "case", *(name for row in rows for name in row)]))
     write_csv(out / "patients.csv", rows, columns)
-    scored = {**averaged, **{name: list(filter(_is_ill, some)) for name, some in rivals.items()}}
     first, *others = scored
     flat = [*scored[first], *({**row, "model": name} for name in others for row in scored[name])]
     curves = told["misregistration"]
     pictures = [draw(curves, out / "misregistration.png")] if curves else []
-    title = " beside ".join(filter(None, (first, "; ".join([*averaged][1:]))))
-    write_report(out, from_rows(flat), title=title, notes=_notes(told, list(averaged)), pictures=pictures)
+    title = " beside ".join(filter(None, (first, "; ".join(nets[1:]))))
+    write_report(out, from_rows(flat), title=title, notes=_notes(told, nets), pictures=pictures)
 
 
 def _notes(told: Mapping[str, Any], nets: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from medseg_core.options import (
     Json,
     Out,
     Overwrite,
+    Quick,
     Resume,
     RunOut,
     Splits,
@@ -213,10 +214,7 @@ def phantom(
 
 
 @app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where the results go.", metavar="DIR")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A few steps on a few hearts: does it run at all?")] = False,
-) -> None:
+def demo(out: Out = Path("demo"), quick: Quick = False) -> None:
     """Phantom, prepare, fit, refine, evaluate: broken vessels before and after, in DIR/report.html."""
     from medseg_near.demo import demo as run
 

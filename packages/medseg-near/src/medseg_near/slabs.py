@@ -21,10 +21,8 @@ from medseg_near.shapes import box_of
 REACH = 4  # voxels along each axis that a slice may move from where most are, and from where the file has it
 JUMP = 1.0  # voxels of mismatch for each voxel of a slice's edge that a jump between neighbours costs
 PULL = 0.05  # the same for a slice that lies a voxel away from where the file has it; it grows with the square
-SURE = 0.07  # mismatch that must vanish: clean glands stay below in 59 of 60
-SHARED = (
-    0.85  # of the smaller of two neighbours that must overlap as they stand: with it 101 labels of real CT all stay
-)
+SURE = 0.07  # mismatch that must vanish before anything is moved
+SHARED = 0.85  # of the smaller of two neighbours, that must overlap as they stand: a slant looks like a step below
 MOST = 0.6  # share of the voxels; one block of many must not push the others
 STEPS = np.stack(np.meshgrid(*[np.arange(-REACH, REACH + 1)] * 2, indexing="ij"), -1).reshape(-1, 2)  # (O, 2)
 STAYS = len(STEPS) // 2

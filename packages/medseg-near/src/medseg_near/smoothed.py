@@ -16,7 +16,18 @@ from scipy.special import expit
 
 from medseg_near.shapes import box_of
 
-WIDTHS = (1.0, 1.15, 1.3, 1.5, 1.7, 2.0, 2.3, 2.7, 3.1, 3.6)  # of the filter, in voxels; from 0.9 on none fits a gland
+WIDTHS = (
+    1.0,
+    1.15,
+    1.3,
+    1.5,
+    1.7,
+    2.0,
+    2.3,
+    2.7,
+    3.1,
+    3.6,
+)  # of the filter, in voxels; narrower ones fit all
 UNLIKE = 0.003  # share of the voxels that may still differ where a width fits
 TRIES, UPDATES = 20, 60
 SOFT = 0.1  # of the majority, so that what is nearly outvoted counts

@@ -11,6 +11,7 @@ from medseg_core.options import (
     Json,
     Out,
     Overwrite,
+    Quick,
     Resume,
     RunOut,
     Splits,
@@ -169,10 +170,7 @@ def phantom(out: Out, num_cases: NUM_CASES = 6, seed: Seed = 0) -> None:
 
 
 @app.command()
-def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where the results go.", metavar="DIR")] = Path("demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="A few epochs on a few scans: does it run at all?")] = False,
-) -> None:
+def demo(out: Out = Path("demo"), quick: Quick = False) -> None:
     """Phantom, prepare, train, predict, evaluate: ends in DIR/report.html."""
     from medseg_totalseg.demo import demo as run
 
