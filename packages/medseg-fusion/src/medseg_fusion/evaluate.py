@@ -75,8 +75,8 @@ def evaluate_run(
     bare = "A patient without tumour has no Dice where nothing was found, and 0 where something was."
     notes.append(f"Threshold {predictor.threshold:g}, on the grid of the cache. {bare}")
     notes += [
-        f"{name} differs from that of the label by {row['bias']:+.3g} on average; 95 % of patients are expected between "
-        f"{row['low']:+.3g} and {row['high']:+.3g} (of {row['n']})."
+        f"{name} differs from that of the label by {row['bias']:+.3g} on average, in 95 % of patients by "
+        f"{row['low']:+.3g} to {row['high']:+.3g} (of {row['n']})."
         for name, row in found["overall_metrics"]["agreement"].items()
     ]
     write_report(out, evaluation, title=f"{Path(run).name} on {Path(cache).name}, split {split}", notes=notes)
