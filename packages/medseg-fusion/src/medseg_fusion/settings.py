@@ -26,6 +26,11 @@ class LearnConfig(AugmentConfig, TrainConfig):
 
     width: int = setting(32, "Channels at full size; coarser levels have 2, 4 and 8 times as many.", low=1, high=512)
     attention: Literal["scaled", "unscaled"] = setting("scaled", "Energies of channel attention; unscaled saturates.")
+    norm: Literal["layer", "instance"] = setting(
+        "layer",
+        "Normalisation of a slice, but in v1: layer over all channels, which keeps how hot PET is; instance over each "
+        "by itself, as first described, which does not.",
+    )
     vgg: str = setting("random", "Weights of the two VGG19: imagenet, random, or a FILE; nothing is downloaded.")
     loss: Literal["combined", "dice", "ce", "iou", "tversky", "focal"] = setting(
         "combined", "combined is dice-weight x Dice + ce-weight x cross entropy."

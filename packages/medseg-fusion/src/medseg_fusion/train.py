@@ -99,6 +99,7 @@ def card_of(cases: Sequence[Arrays], config: FusionConfig) -> Card:
     arguments: dict[str, Any] = {"in_channels": 2, "num_classes": 1, "width": config.width}
     arguments |= {"modality": config.modality} if config.net == "single" else {}
     arguments |= {"attention": config.attention} if config.net in ("four_way", "v1") else {}
+    arguments |= {"norm": config.norm} if config.net != "v1" else {}
     spacing = np.median([arrays.about["spacing"] for arrays in cases], axis=0)
     return Card(
         package=PACKAGE,

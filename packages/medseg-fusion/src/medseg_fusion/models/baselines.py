@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medseg_core.errors import MedsegError
 from medseg_fusion.models.dual_unet import FourWay, attentions, fusions, level_widths, projections
 from medseg_fusion.models.inputs import MODALITIES, check_arguments, entered, gated, padded
-from medseg_fusion.models.unet import Decoder, Encoder
+from medseg_fusion.models.unet import Decoder, Encoder, norm_of
 from medseg_fusion.models.vgg import VGGTrunk
 
 
@@ -25,18 +25,18 @@ class EarlyConcat(nn.Module):
     Args:
         in_channels: 2.
         num_classes: K.
-        width: channels at full size.
+        width, norm: as for FourWay.
 
     Raises:
         MedsegError: an argument out of its range; later, an input of another shape.
     """
 
-    def __init__(self, in_channels: int = 2, num_classes: int = 1, *, width: int = 32) -> None:
+    def __init__(self, in_channels: int = 2, num_classes: int = 1, *, width: int = 32, norm: str = "layer") -> None:
         super().__init__()
         check_arguments(in_channels, num_classes, width)
         widths = (*level_widths(width), matched_width(width, num_classes))
-        self.encoder = Encoder(in_channels, widths, nn.InstanceNorm2d)
-        self.decoder = Decoder(widths, widths[:-1], num_classes, nn.InstanceNorm2d)
+        self.encoder = Encoder(in_channels, widths, norm_of(norm))
+        self.decoder = Decoder(widths, widths[:-1], num_classes, norm_of(norm))
 
     def forward(self, x_N2HW: Tensor, present_N2: Tensor | None = None) -> Tensor:
         """`present_N2` is 1 where a slice has CT and PET; a missing picture is taken for 0."""
@@ -51,22 +51,30 @@ class Single(nn.Module):
     Args:
         in_channels: 2, so that it takes what the others take.
         num_classes: K.
-        width: channels at full size.
         modality: "ct" or "pet"; the other channel is ignored.
+        width, norm: as for FourWay.
 
     Raises:
         MedsegError: an argument out of its range; later, an input of another shape.
     """
 
-    def __init__(self, in_channels: int = 2, num_classes: int = 1, *, width: int = 32, modality: str = "pet") -> None:
+    def __init__(
+        self,
+        in_channels: int = 2,
+        num_classes: int = 1,
+        *,
+        modality: str = "pet",
+        width: int = 32,
+        norm: str = "layer",
+    ) -> None:
         super().__init__()
         check_arguments(in_channels, num_classes, width)
         if modality not in MODALITIES:
             raise MedsegError(f"modality is {modality!r}; it must be 'ct' or 'pet'")
         self.channel = MODALITIES.index(modality)
         widths = (*level_widths(width), matched_width(width, num_classes))
-        self.encoder = Encoder(1, widths, nn.InstanceNorm2d)
-        self.decoder = Decoder(widths, widths[:-1], num_classes, nn.InstanceNorm2d)
+        self.encoder = Encoder(1, widths, norm_of(norm))
+        self.decoder = Decoder(widths, widths[:-1], num_classes, norm_of(norm))
 
     def forward(self, x_N2HW: Tensor, present_N2: Tensor | None = None) -> Tensor:
         """As for EarlyConcat."""
@@ -126,12 +134,8 @@ def matched_width(width: int, num_classes: int) -> int:
     widths = level_widths(width)
     with torch.device("meta"):
         target = _num_trainable(FourWay(2, num_classes, width=width))
-        others = nn.ModuleList(
-            [
-                Encoder(2, (*widths, 1), nn.InstanceNorm2d),
-                Decoder((*widths, 1), widths, num_classes, nn.InstanceNorm2d),
-            ]
-        )
+        norm = norm_of("layer")
+        others = nn.ModuleList([Encoder(2, (*widths, 1), norm), Decoder((*widths, 1), widths, num_classes, norm)])
         linear = 18 * widths[-1] + 2
         left = target - (_num_trainable(others) - linear - 9)
     return max(1, round((math.sqrt(linear**2 + 36 * left) - linear) / 18))

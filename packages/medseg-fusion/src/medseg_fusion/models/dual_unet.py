@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medseg_core.errors import MedsegError
 from medseg_fusion.models.attention import ChannelAttention
 from medseg_fusion.models.inputs import check_arguments, entered, gated, padded
-from medseg_fusion.models.unet import Decoder, Encoder, Norm, conv_block
+from medseg_fusion.models.unet import Decoder, Encoder, Norm, conv_block, norm_of
 from medseg_fusion.models.vgg import WIDTHS, VGGTrunk
 
 
@@ -20,7 +20,7 @@ class FourWay(nn.Module):
 
     13,418,341 parameters at width 32 and K 1: 8,769,509 trainable, 4,648,832 frozen in two VGG trunks. One channel
     attention per scale serves all streams of it: four at 1/2, 1/4 and 1/8, the two encoders at full size. A fusion is
-    a 3x3 convolution of the four results side by side, leaky ReLU, instance norm.
+    a 3x3 convolution of the four results side by side, leaky ReLU, norm.
 
     The values are 0 to 1. Pictures are reflected up to multiples of 16 and at least 32, and the logits cropped back.
 
@@ -30,24 +30,31 @@ class FourWay(nn.Module):
         width: channels at full size; the coarser scales have 2, 4 and 8 times as many. VGG has 64, 128 and 256, so
             at a width other than 32 a 1x1 convolution per scale, shared by both modalities, brings them to the width.
         attention: "scaled" energies, or "unscaled" for weights that were trained so.
+        norm: "layer", or "instance" as it was first described; see `norm_of`.
 
     Raises:
         MedsegError: an argument out of its range; later, an input of another shape.
     """
 
     def __init__(
-        self, in_channels: int = 2, num_classes: int = 1, *, width: int = 32, attention: str = "scaled"
+        self,
+        in_channels: int = 2,
+        num_classes: int = 1,
+        *,
+        width: int = 32,
+        attention: str = "scaled",
+        norm: str = "layer",
     ) -> None:
         super().__init__()
         check_arguments(in_channels, num_classes, width)
-        widths = level_widths(width)
-        self.encoder_ct = Encoder(1, widths, nn.InstanceNorm2d)
-        self.encoder_pet = Encoder(1, widths, nn.InstanceNorm2d)
+        widths, make_norm = level_widths(width), norm_of(norm)
+        self.encoder_ct = Encoder(1, widths, make_norm)
+        self.encoder_pet = Encoder(1, widths, make_norm)
         self.vgg_ct, self.vgg_pet = VGGTrunk(), VGGTrunk()
         self.project = projections(widths)
         self.attend = attentions(widths, attention)
-        self.fuse = fusions(widths, 4, nn.InstanceNorm2d)
-        self.decoder = Decoder(widths, (2 * widths[0], *widths[1:3]), num_classes, nn.InstanceNorm2d)
+        self.fuse = fusions(widths, 4, make_norm)
+        self.decoder = Decoder(widths, (2 * widths[0], *widths[1:3]), num_classes, make_norm)
 
     def forward(self, x_N2HW: Tensor, present_N2: Tensor | None = None) -> Tensor:
         """`present_N2` is 1 where a slice has CT and PET; of what is missing nothing reaches the logits.

@@ -4,13 +4,31 @@ Axes: N slices, C channels, K classes, H W rows and columns, h w those of a leve
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from medseg_core.errors import MedsegError, meant
+
 SLOPE = 0.2
-Norm = Callable[[int], nn.Module]  # nn.InstanceNorm2d, without affine and running statistics, or nn.BatchNorm2d
+Norm = Callable[[int], nn.Module]
+NORMS: dict[str, Norm] = {"layer": partial(nn.GroupNorm, 1, affine=False), "instance": nn.InstanceNorm2d}
+
+
+def norm_of(name: str) -> Norm:
+    """The normalisation of a slice, without parameters: over all channels together, or over each by itself.
+
+    An instance norm forgets how much of a channel there is, so how hot a slice of PET is. A layer norm (Ba et al.,
+    2016) keeps it as the share of the channels.
+
+    Raises:
+        MedsegError: neither "layer" nor "instance".
+    """
+    if name not in NORMS:
+        raise MedsegError(f"norm is {name!r}{meant(name, NORMS)}; it must be 'layer' or 'instance'")
+    return NORMS[name]
 
 
 def conv_block(before: int, after: int, norm: Norm) -> nn.Sequential:
