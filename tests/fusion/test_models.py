@@ -14,7 +14,7 @@ from medseg_fusion.models import MODELS
 from medseg_fusion.models.baselines import V1, EarlyConcat, Single
 from medseg_fusion.models.dual_unet import FourWay, fusions
 from medseg_fusion.models.inputs import padded
-from medseg_fusion.models.unet import Decoder, Encoder
+from medseg_fusion.models.unet import Decoder, Encoder, conv_block, norm_of
 from medseg_fusion.models.vgg import VGGTrunk
 
 SHAPES = ((2, 2, 32, 48), (1, 2, 7, 5), (1, 2, 33, 16), (1, 2, 1, 1))
@@ -69,9 +69,10 @@ class TestFourWay(Checks):
     num_parameters = (({}, 13_418_341), ({"attention": "unscaled"}, 13_418_341), ({"num_classes": 3}, 13_418_407))
 
 
-class TestFourWayUnscaled(Checks):
+class TestFourWayAsFirstDescribed(Checks):
     model = FourWay
-    small: ClassVar = {**Checks.small, "attention": "unscaled"}
+    small: ClassVar = {**Checks.small, "attention": "unscaled", "norm": "instance"}
+    num_parameters = (({"norm": "instance"}, 13_418_341),)
 
 
 class TestEarlyConcat(Checks):
@@ -259,6 +260,23 @@ def test_an_unknown_attention_is_refused(kind):
 def test_an_unknown_modality_is_refused():
     with pytest.raises(MedsegError, match="modality is 'mr'; it must be 'ct' or 'pet'"):
         Single(modality="mr")
+
+
+@pytest.mark.parametrize("name", ["four_way", "early", "single"])
+def test_an_unknown_norm_is_refused(name):
+    with pytest.raises(MedsegError, match="norm is 'batch'; it must be 'layer' or 'instance'"):
+        MODELS[name](norm="batch")
+
+
+@pytest.mark.parametrize(("name", "kept"), [("layer", True), ("instance", False)])
+def test_a_layer_norm_keeps_how_hot_a_slice_is_and_an_instance_norm_does_not(name, kept):
+    """Nothing is negative here, so a hotter slice is an affine change of each channel: an instance norm undoes it."""
+    block = conv_block(1, 4, norm_of(name))
+    with torch.no_grad():
+        block[0].weight.abs_()
+        block[0].bias.uniform_(1, 2)
+        cold, hot = (block(factor * torch.rand(1, 1, 16, 16, generator=torch.manual_seed(0))) for factor in (1, 3))
+    assert ((hot - cold).abs().max() > 0.1) == kept
 
 
 def test_a_level_normalises_what_the_activation_gives():

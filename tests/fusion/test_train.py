@@ -118,6 +118,12 @@ def test_slices_are_asked_as_they_lie(tmp_path):
     np.testing.assert_allclose(found[..., 0], [[0.2, 0.4], [0.6, 0.8]], atol=1e-6)
 
 
+def test_a_card_holds_the_norm_and_the_attention_that_were_asked_for(tmp_path):
+    ill = stored(tmp_path, "ill", [0.2, 0.4, 0.6, 0.8], [1, 1, 0, 0])
+    card = card_of([ill], FusionConfig(net="four_way", width=2, norm="instance", attention="unscaled"))
+    assert {"norm": "instance", "attention": "unscaled"}.items() <= card.arguments.items()
+
+
 @pytest.mark.parametrize("net", MODELS)
 def test_a_run_keeps_the_split_and_a_threshold_with_the_weights(cache, tmp_path, net):
     train(cache, tmp_path / "run", FusionConfig(**{**SMALL, "net": net, "epochs": 1}))
