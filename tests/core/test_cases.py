@@ -45,6 +45,12 @@ def test_a_list_moves_with_its_files(tmp_path):
     assert case.files == {"ct": tmp_path / "there" / "x" / "ct.nii.gz"}
 
 
+def test_a_list_may_say_more_than_its_cases(tmp_path):
+    write_cases(tmp_path / "cases.json", [Case("s1", {})], about={"classes": ["a"]})
+    assert json.loads((tmp_path / "cases.json").read_text())["classes"] == ["a"]
+    assert read_cases(tmp_path / "cases.json") == [Case("s1", {})]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medseg_fusion.leaks import Slices, shrunk
+from medseg_fusion.leaks import Slices
 from medseg_fusion.patients import Patient, read_patient
 from medseg_fusion.sources import find_patients
 
@@ -23,17 +23,6 @@ def found(*patients):
     for one in patients:
         slices.add(one)
     return slices.alike()
-
-
-def test_means_of_blocks_are_those_of_the_pixels():
-    plane = np.arange(18.0).reshape(3, 6)
-    np.testing.assert_allclose(shrunk(plane, 3), [[0.5, 2.5, 4.5], [6.5, 8.5, 10.5], [12.5, 14.5, 16.5]])
-
-
-def test_blocks_that_do_not_divide_a_plane_still_cover_it():
-    plane = np.random.default_rng(0).random((7, 5))
-    sizes = np.outer([2, 2, 3], [1, 2, 2])  # rows from 0, 2, 4 and columns from 0, 1, 3
-    assert (shrunk(plane, 3) * sizes).sum() == pytest.approx(plane.sum())
 
 
 @pytest.mark.parametrize("change", [0, 4])

@@ -85,8 +85,11 @@ def read_cases(path: Path) -> list[Case]:
     return cases
 
 
-def write_cases(path: Path, cases: Sequence[Case]) -> None:
+def write_cases(path: Path, cases: Sequence[Case], *, about: Mapping[str, Any] | None = None) -> None:
     """The list that `read_cases` reads; files beneath its folder are written relative, so both can move together.
+
+    Args:
+        about: entries of the list itself, anything JSON holds, which `read_cases` passes over.
 
     Raises:
         MedsegError: a file whose name is no UTF-8, or a disk that refuses.
@@ -102,7 +105,9 @@ def write_cases(path: Path, cases: Sequence[Case]) -> None:
         entries.append(
             {"id": case.id, "files": files, "group": case.group, "split": case.split, "notes": {**case.notes}}
         )
-    write_text(path, json.dumps({"format": FORMAT, "cases": entries}, indent=1, ensure_ascii=False) + "\n")
+    write_text(
+        path, json.dumps({"format": FORMAT, **(about or {}), "cases": entries}, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 def split_cases(cases: Sequence[Case], *, val: float, test: float = 0.0, seed: int = 42) -> list[Case]:

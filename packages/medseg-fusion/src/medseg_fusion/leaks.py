@@ -3,12 +3,11 @@
 A slice is described by CT and PET, each shrunk to 16 x 16 means of 0 to 1. Axes: A B S as in `patients`, D numbers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.spatial import cKDTree
 
+from medseg_core.alike import pairs_within, shrunk
 from medseg_fusion.patients import BITS, Patient
 
 EDGE = 16
@@ -34,11 +33,8 @@ class Slices:
 
     def alike(self) -> list[tuple[tuple[str, int], tuple[str, int]]]:
         """Pairs of (patient, slice) of different patients that are nearly the same, one for each pair of patients."""
-        if len(self.rows) < 2:
-            return []
-        tree = cKDTree(np.stack(self.rows))
         found: dict[tuple[str, str], tuple[tuple[str, int], tuple[str, int]]] = {}
-        for one, other in sorted(tree.query_pairs(ALIKE * np.sqrt(len(self.rows[0])))):
+        for one, other in pairs_within(self.rows, ALIKE):
             first, second = self.names[one], self.names[other]
             if first[0] != second[0]:
                 found.setdefault((first[0], second[0]), (first, second))
@@ -49,15 +45,5 @@ def described(patient: Patient, k: int) -> np.ndarray:
     """(D,) float32 of a slice."""
     ranges = ((0.0, 255.0),) * 2 if patient.unit == BITS else (WINDOW_HU, CLIP_SUV)
     planes = zip((patient.ct, patient.pet), ranges, strict=True)
-    parts = [shrunk(np.clip((array[..., k] - low) / (high - low), 0, 1)) for array, (low, high) in planes]
+    parts = [shrunk(np.clip((array[..., k] - low) / (high - low), 0, 1), EDGE) for array, (low, high) in planes]
     return np.concatenate(parts).ravel().astype(np.float32)
-
-
-def shrunk(plane: np.ndarray, edge: int = EDGE) -> np.ndarray:
-    """(edge, edge) means of the blocks of a plane, which differ by a pixel in size; a smaller plane is repeated."""
-    starts: Sequence[np.ndarray] = [np.arange(edge) * n // edge for n in plane.shape]
-    if min(plane.shape) < edge:
-        return plane[np.ix_(*starts)]
-    sizes = [np.diff([*at, n]) for at, n in zip(starts, plane.shape, strict=True)]
-    total = np.add.reduceat(np.add.reduceat(plane.astype(np.float64), starts[0], 0), starts[1], 1)
-    return total / np.outer(*sizes)

@@ -1,0 +1,23 @@
+"""Statistics as text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEAD = ("data set", "images", "labelled", "train", "val", "test", "size", "intensity", "pixel", "classes")
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line each of `index.statistics`, below their heads."""
+    lines = [HEAD, *(_line(row) for row in rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(HEAD))]
+    padded = ("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(line.rstrip() for line in padded)
+
+
+def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
+    (low, high), nm = row["size"], row["pixel_nm"]
+    size = f"{low[1]}x{low[0]}" + (f" to {high[1]}x{high[0]}" if low != high else "")
+    pixel = f"{nm[0]:g} nm" if len(nm) == 1 else f"{nm[0]:g} to {nm[-1]:g} nm" if nm else "unknown"
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in row.get("shares", {}).items()) or "-"
+    counts = (str(row[word]) for word in ("images", "labelled", "train", "val", "test"))
+    return (row["dataset"], *counts, size, f"{row['mean']:.3f} +- {row['std']:.3f}", pixel, shares)
