@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medseg_core.cases import Case, read_cases, read_split, split_cases, write_cases, write_split
+from medseg_core.cases import Case, keep_split, read_cases, read_split, split_cases, write_cases, write_split
 from medseg_core.errors import MedsegError
 
 
@@ -225,3 +225,13 @@ def test_a_key_that_stands_there_twice_is_no_slip(tmp_path):
 def test_a_list_with_a_byte_order_mark_is_read(tmp_path):
     (tmp_path / "cases.json").write_text('{"cases": [{"id": "a", "files": {}}]}', encoding="utf-8-sig")
     assert [case.id for case in read_cases(tmp_path / "cases.json")] == ["a"]
+
+
+def test_the_split_of_a_run_stays_what_it_was_begun_with(tmp_path):
+    cases = [Case("a", {}, split="train"), Case("b", {}, split="val")]
+    keep_split(tmp_path / "split.json", cases, seed=1)
+    keep_split(tmp_path / "split.json", cases, seed=1)
+    begun = (tmp_path / "split.json").read_bytes()
+    with pytest.raises(MedsegError, match="has another split, or other cases"):
+        keep_split(tmp_path / "split.json", cohort(2, split="train"), seed=1)
+    assert (tmp_path / "split.json").read_bytes() == begun

@@ -188,7 +188,7 @@ def test_the_journal_is_lines_of_json(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / JOURNAL).read_text().splitlines()]
     assert lines == [
         {"format": 1, "config": {"size": 3}},
-        {"case": "a", "status": "done", "answer": {"size": 97}},
+        {"case": "a", "status": "done", "answer": {"size": 97}, "source": {}},
         {"case": "b", "status": "failed", "error": "b.nii.gz is cut short; copy it again"},
     ]
 
@@ -275,3 +275,27 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path):
     finally:
         for pid in filter(lives, pids):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_case_whose_file_changed_is_done_again_and_no_other(tmp_path, caplog):
+    files = {name: tmp_path / name for name in "ab"}
+    for file in files.values():
+        file.write_text("1")
+    cases = [Case(name, {"image": file}) for name, file in files.items()]
+    read = lambda case: {"text": case.files["image"].read_text()}  # noqa: E731
+    for_each(cases, read, out=tmp_path / "out")
+    files["b"].write_text("two")
+    again = for_each(cases, read, out=tmp_path / "out")
+    assert (again.done, again.skipped) == (("b",), ("a",))
+    assert read_journal(tmp_path / "out")["b"] == {"text": "two"}
+    assert "b: its files are others than those it was done with" in caplog.text
+
+
+def test_a_case_whose_folder_changed_is_done_again(tmp_path):
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dcm").write_text("1")
+    cases = [Case("a", {"ct": tmp_path / "series"})]
+    for_each(cases, size, out=tmp_path / "out")
+    assert for_each(cases, size, out=tmp_path / "out").skipped == ("a",)
+    (tmp_path / "series" / "2.dcm").write_text("1")
+    assert for_each(cases, size, out=tmp_path / "out").done == ("a",)

@@ -80,7 +80,31 @@ def test_a_net_can_be_added_and_other_settings_cannot(cache, done):
     [(0.01, 0.2, "gain"), (-0.01, 0.2, "no evidence of gain"), (0.0, 0.2, "no evidence of gain"), (-0.2, -0.1, "loss")],
 )
 def test_a_difference_counts_where_its_interval_leaves_0_out(low, high, said):
-    assert verdict({"low": low, "high": high}) == said
+    assert verdict({"low": low, "high": high, "p": 0.01}) == said
+
+
+@pytest.mark.parametrize("p", [0.05, 0.125, float("nan")])
+def test_no_gain_is_told_that_the_test_over_patients_does_not_find(p):
+    """The percentile bootstrap leaves 0 out wherever all of three or four differences have one sign."""
+    assert verdict({"low": 0.01, "high": 0.2, "p": p}) == "no evidence of gain"
+
+
+def test_no_net_on_one_modality_is_taught_without_it():
+    config = CompareConfig(drop_chance=0.2)
+    assert [settings_of(net, 0, config).drop_chance for net in ("early", "ct", "pet")] == [0.2, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("wrong", "told"), [({"vgg": "nope.pth"}, "no file nope.pth"), ({"folds": 5}, "too few")])
+def test_what_is_refused_leaves_nothing_behind(cache, tmp_path, wrong, told):
+    with pytest.raises(MedsegError, match=told):
+        compare(cache, tmp_path / "out", CompareConfig(nets=("early", "four_way"), **{**SMALL, **wrong}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_three_patients_are_too_few_for_two_folds_with_a_choice(tmp_path):
+    prepare(phantom(tmp_path / "data", num_cases=3), tmp_path / "cache", PrepareConfig(spacing_mm=(8.0, 8.0, 24.0)))
+    with pytest.raises(MedsegError, match="3 patients with masks are too few for 2 folds"):
+        compare(tmp_path / "cache", tmp_path / "out", CONFIG)
 
 
 def row(net, seed, case, status, **more):

@@ -144,3 +144,35 @@ def test_an_evaluation_is_not_written_over(study):
     evaluate_run(study / "cache", study / "run", study / "out")
     with pytest.raises(MedsegError, match="holds an evaluation; add --overwrite"):
         evaluate_run(study / "cache", study / "run", study / "out")
+
+
+def test_a_prediction_lies_as_its_panel_does(study):
+    evaluate_run(study / "cache", study / "run", study / "out", save_predictions=True)
+    panel = read_picture(study / "out" / "panels" / "ill_slice_0001.png").pixels
+    prediction = read_picture(study / "out" / "predictions" / "ill_slice_0001.png").pixels
+    np.testing.assert_array_equal(panel[:, 36:], prediction)
+
+
+def test_predictions_of_an_evaluation_that_is_replaced_go_with_it(study):
+    evaluate_run(study / "cache", study / "run", study / "out", split="train", save_predictions=True)
+    evaluate_run(study / "cache", study / "run", study / "out", save_predictions=True, overwrite=True)
+    assert {path.name.split("_")[0] for path in (study / "out" / "predictions").iterdir()} == {"ill", "well"}
+
+
+def test_weights_in_a_run_know_whom_they_were_trained_on(study):
+    (study / "run" / "best.safetensors").touch()
+    evaluate_run(study / "cache", study / "run" / "best.safetensors", study / "out", split="all")
+    assert "Trained on seen" in (study / "out" / "report.html").read_text()
+
+
+def test_other_units_than_the_networks_are_refused(study):
+    about = json.loads((study / "cache" / "ill" / "about.json").read_text())
+    about["about"]["unit"] = "8 bits"
+    (study / "cache" / "ill" / "about.json").write_text(json.dumps(about))
+    with pytest.raises(MedsegError, match=r"ill comes in 8 bits, and .* was trained on HU and SUV"):
+        evaluate_run(study / "cache", study / "run", study / "out")
+
+
+def test_a_word_that_is_no_split_is_refused(study):
+    with pytest.raises(MedsegError, match="there is no split 'seed'"):
+        evaluate_run(study / "cache", study / "run", study / "out", split="seed")

@@ -7,7 +7,7 @@ from tests.fusion.conftest import CT_AFFINE, PET_AFFINE, TUMOUR, planes, volumes
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_volume, write_picture
 from medseg_core.volume import Picture, Volume, resample
-from medseg_fusion.patients import read_patient
+from medseg_fusion.patients import Patient, doubt_of_suv, read_patient
 from medseg_fusion.sources import find_patients
 
 FAR_AFFINE = PET_AFFINE + np.array([[0, 0, 0, 500]] + 3 * [[0, 0, 0, 0]])
@@ -126,3 +126,29 @@ def test_suv_of_dicom_is_that_of_the_same_patients_volume(data):
     ours, theirs = read_patient(zipped), read_patient(given)
     inner = (slice(12, -12), slice(12, -12), slice(3, -3))  # the given PET was cut out and knows nothing beyond
     np.testing.assert_allclose(ours.pet[inner], theirs.pet[inner], atol=0.01 * theirs.pet.max())
+
+
+def test_a_mask_elsewhere_in_the_world_is_no_patient_without_tumour(write):
+    mask, _ = volumes()["CT_mask"]
+    with pytest.raises(MedsegError, match=r"CT_mask.nii.gz has tumour and none of it lies in the CT"):
+        read_patient(only(write(CT_mask=(mask, CT_AFFINE + FAR_AFFINE - PET_AFFINE))))
+
+
+def test_tumour_that_a_coarse_grid_loses_is_told(write, caplog):
+    mask = np.zeros((16, 20, 4), np.uint8)
+    mask[5, 5, 1] = 1
+    assert not read_patient(only(write(CT_mask=(mask, CT_AFFINE))), spacing_mm=(8, 8, 16)).label.any()
+    assert "has tumour that is lost on a grid of 8x8x16 mm; take a finer one" in caplog.text
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1, ""), (5.3, "PET is 3.2 in the median of soft tissue")])
+def test_pet_in_kbq_is_doubted_by_its_soft_tissue(factor, told):
+    ct, pet = np.full((4, 4, 4), 40, np.int16), np.full((4, 4, 4), 0.6 * factor, np.float32)
+    ct[0], pet[0] = -1000, 90  # not of the body
+    assert doubt_of_suv(Patient("p", ct, pet, None, "HU and SUV", (1, 1, 1))).startswith(told)
+    assert bool(doubt_of_suv(Patient("p", ct, pet, None, "HU and SUV", (1, 1, 1)))) == bool(told)
+
+
+def test_no_shared_patient_is_doubted(data):
+    for case in find_patients(data / "ctpet").cases[::4]:
+        assert doubt_of_suv(read_patient(case, spacing_mm=(6, 6, 6))) == ""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.fusion.conftest import CT_AFFINE, PET_AFFINE, planes
 from torch import nn
 from typer.testing import CliRunner
@@ -137,3 +138,13 @@ def test_a_file_that_names_nobody_takes_the_name_of_its_folder(tmp_path):
         (tmp_path / "p7" / name).touch()
     assert [case.id for case in find_inputs(None, tmp_path / "p7" / "pet_dicom.zip")] == ["p7"]
     assert [case.id for case in find_inputs(tmp_path / "p7" / "CT_image.nii.gz", None)] == ["p7"]
+
+
+def test_masks_of_jpegs_are_png(hot, tmp_path):
+    pixels = np.full((16, 16), 200, np.uint8)
+    for role in ("CT", "PET"):
+        (tmp_path / role).mkdir()
+        Image.fromarray(pixels).save(tmp_path / role / "a.jpg")
+    outcome = predict_files(tmp_path / "CT", tmp_path / "PET", hot("8 bits"), tmp_path / "out", CONFIG)
+    assert not outcome.failed
+    assert read_picture(tmp_path / "out" / "a.png").pixels.min() == 255

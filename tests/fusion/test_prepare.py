@@ -1,13 +1,17 @@
 """The cache: what it holds, what costs only itself, and how the same call goes on."""
 
+import shutil
+
 import numpy as np
 import pytest
 from tests.fusion.conftest import planes
 
+from medseg_core.cases import write_cases
 from medseg_core.errors import MedsegError
 from medseg_core.store import Arrays
 from medseg_fusion.prepare import prepare, read_cohort
 from medseg_fusion.settings import PrepareConfig
+from medseg_fusion.sources import find_patients
 
 
 def test_a_cache_holds_what_was_read(write, tmp_path):
@@ -55,4 +59,32 @@ def test_no_cache_says_how_to_make_one(tmp_path):
         read_cohort(tmp_path)
     (tmp_path / "p001").mkdir()
     with pytest.raises(MedsegError, match=r"medseg fusion prepare \S+ --out cache"):
+        read_cohort(tmp_path)
+
+
+def test_arrays_that_were_removed_or_cut_short_are_made_again(write, tmp_path):
+    write("p1")
+    data, cache = write("p2", seed=1), tmp_path / "cache"
+    prepare(data, cache, PrepareConfig())
+    shutil.rmtree(cache / "p1")
+    whole = (cache / "p2" / "pet.npy").read_bytes()
+    (cache / "p2" / "pet.npy").write_bytes(whole[:100])
+    assert prepare(data, cache, PrepareConfig()).done == ("p1", "p2")
+    assert (cache / "p2" / "pet.npy").read_bytes() == whole
+
+
+def test_patients_of_the_same_names_from_elsewhere_are_made_again(write, tmp_path):
+    prepare(write("p1"), tmp_path / "cache", PrepareConfig())
+    before = np.array(Arrays(tmp_path / "cache" / "p1")["pet"])
+    again = prepare(write("p1", seed=4), tmp_path / "cache", PrepareConfig())
+    assert again.done == ("p1",)
+    assert not np.array_equal(Arrays(tmp_path / "cache" / "p1")["pet"], before)
+
+
+def test_a_list_of_patients_is_no_cache_and_a_cache_no_list_of_patients(write, tmp_path):
+    prepare(write(), tmp_path / "cache", PrepareConfig())
+    with pytest.raises(MedsegError, match="this is a cache that prepare made"):
+        find_patients(tmp_path / "cache")
+    write_cases(tmp_path / "cases.json", find_patients(tmp_path / "data").cases)
+    with pytest.raises(MedsegError, match=r"lists patients and is no cache; make one: medseg fusion prepare"):
         read_cohort(tmp_path)

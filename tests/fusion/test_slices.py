@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from medseg_core.augment import Recipe
 from medseg_core.draw import Draw, order_of
 from medseg_core.errors import MedsegError
 from medseg_core.store import Arrays, write_arrays
@@ -108,3 +109,15 @@ def test_a_sample_depends_on_its_draw_alone(arrays):
 
 def test_the_size_holds_the_largest_slice_in_steps_of_16(arrays):
     assert size_of([arrays]) == 48
+
+
+@pytest.mark.parametrize(("unit", "axis"), [("HU and SUV", 0), ("8 bits", 1)])
+def test_a_flip_exchanges_left_and_right_in_volumes_and_in_pictures(tmp_path, unit, axis):
+    ct = np.arange(16 * 16, dtype=np.uint8).reshape(16, 16, 1)
+    arrays = {"ct": ct, "pet": ct, "label": np.ones_like(ct)}
+    write_arrays(tmp_path / "p", arrays, {"unit": unit, "spacing": [1.0, 1.0, 1.0]})
+    how = Recipe(flip_chance=1.0)
+    intensity = {"unit": unit, "ct": [0.0, 255.0], "pet": [0.0, 255.0]}
+    samples = Slices([Arrays(tmp_path / "p")], size=16, intensity=intensity, how=how)
+    found = samples[Draw(0, 0, 0, 0)]["image"][0].numpy()
+    np.testing.assert_allclose(found, np.flip(ct[..., 0], axis) / 255, atol=1e-6)

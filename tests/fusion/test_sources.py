@@ -108,3 +108,15 @@ def test_nothing_there_says_what_is_looked_for(tmp_path):
 def test_the_real_patients_are_found(data):
     found = find_patients(data / "ctpet")
     assert (len(found.cases), found.refused) == (19, {})
+
+
+@pytest.mark.parametrize("front", ["PT", "CT"])
+def test_patients_may_be_called_by_the_words_of_a_role(write, front):
+    write(f"{front}_001")
+    assert [case.id for case in find_patients(write(f"{front}_002")).cases] == [f"{front}_001", f"{front}_002"]
+
+
+def test_a_part_without_pet_is_refused(draw):
+    draw(planes(["a_slice_1"]), "train")
+    with pytest.raises(MedsegError, match="val has no folder PET of pictures"):
+        find_patients(draw(planes(["b_slice_1"], roles=("CT", "masks")), "val"))

@@ -163,3 +163,23 @@ def test_shipped_configs_are_called_by_name(name):
     told = tomllib.loads(shown.stdout)
     wanted = {"default": ("combined", 8, 1e-4), "focal": ("focal", 8, 1e-4), "large-batch": ("combined", 32, 2e-4)}
     assert (told["loss"], told["batch_size"], told["lr"]) == wanted[name]
+
+
+def test_a_refused_call_leaves_the_split_of_a_run(cache, tmp_path):
+    config = FusionConfig(**{**SMALL, "epochs": 1})
+    train(cache, tmp_path / "run", config)
+    begun = (tmp_path / "run" / "split.json").read_text()
+    split = json.loads(begun)
+    other = {**split, "train": split["train"][1:] + split["val"], "val": split["train"][:1]}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(MedsegError, match="has another split"):
+        train(cache, tmp_path / "run", config, splits=tmp_path / "other.json", resume="last")
+    assert (tmp_path / "run" / "split.json").read_text() == begun
+
+
+@pytest.mark.parametrize("wrong", [{"net": "four_way", "vgg": "nope.pth"}, {"device": "tpu"}])
+def test_wrong_settings_cost_no_run_that_was_to_be_overwritten(cache, tmp_path, wrong):
+    train(cache, tmp_path / "run", FusionConfig(**{**SMALL, "epochs": 1}))
+    with pytest.raises(MedsegError):
+        train(cache, tmp_path / "run", FusionConfig(**{**SMALL, **wrong}), overwrite=True)
+    assert (tmp_path / "run" / "best.safetensors").is_file()

@@ -28,7 +28,7 @@ from medseg_cardiac.validation import (
     warped_mask,
 )
 from medseg_core.augment import recipe
-from medseg_core.cases import Case, write_split
+from medseg_core.cases import Case, keep_split
 from medseg_core.checkpoint import Card, load_model, load_weights, read_card
 from medseg_core.distributed import from_first
 from medseg_core.draw import Samples
@@ -235,7 +235,7 @@ def _begun(
         slices = pack(data, run.path / "cache", config, needs=needs)
         parts = divided(slices, splits, config)
         cases = [Case(name, {}, split=part) for part in parts for name in dict.fromkeys(s.case for s in parts[part])]
-        from_first(partial(write_split, run.path / "split.json", cases, seed=config.seed))
+        from_first(partial(keep_split, run.path / "split.json", cases, seed=config.seed))
         from_first(partial(write_labels, run.path / "labels.json", INFARCT))
         yield _Job(run, config, parts)
 

@@ -173,6 +173,21 @@ def write_split(path: Path, cases: Sequence[Case], *, seed: int) -> None:
     write_text(path, json.dumps({"seed": seed, "unit": unit, **lists}, indent=1, ensure_ascii=False) + "\n")
 
 
+def keep_split(path: Path, cases: Sequence[Case], *, seed: int) -> None:
+    """`write_split` for a run: what it was begun with stays.
+
+    Raises:
+        MedsegError: the file is there and has other cases, or another split of them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        write_split(path, cases, seed=seed)
+        return
+    begun = _read_json(path, ("train", "val", "test"))
+    if any(begun[kind] != sorted(case.id for case in cases if case.split == kind) for kind in ("train", "val", "test")):
+        raise MedsegError(f"{path} has another split, or other cases; go on with that one, or choose another --out")
+
+
 def _check_whole(cases: Sequence[Case]) -> None:
     places: dict[str, Case] = {}
     for case in cases:

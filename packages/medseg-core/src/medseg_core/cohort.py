@@ -51,7 +51,8 @@ def for_each(
     """Calls `work` on every case that the journal under `out` does not know as done.
 
     A case is done when its line is in the journal, which is flushed line by line: after a crash the same call goes
-    on. A MedsegError costs its case; any other exception is a bug, and is raised once what runs is written down.
+    on. A case whose files have another size or date than then is done again, which is told. A MedsegError costs its
+    case; any other exception is a bug, and is raised once what runs is written down.
 
     Args:
         work: its answer is kept in the journal and must be what JSON holds; see `read_journal`. As `Stages`, one case
@@ -75,8 +76,11 @@ def for_each(
     journal = Path(out) / (f"journal-{rank}.jsonl" if rank else JOURNAL)
     known = _begun(journal, settings)
     mine = share(cases)  # before looking what is done: by then another process may have added to it
-    todo = [case for case in mine if case.id not in known]
-    skipped = [case.id for case in mine if case.id in known]
+    changed = {case.id for case in mine if known.get(case.id) not in (None, _source(case))}
+    for name in sorted(changed):
+        log.warning("%s: its files are others than those it was done with; done again", name)
+    todo = [case for case in mine if case.id not in known or case.id in changed]
+    skipped = [case.id for case in mine if case.id in known and case.id not in changed]
     if skipped:
         log.info("%s: %d of %d cases are done already", out, len(skipped), len(mine))
     tally = _Tally(journal)
@@ -186,7 +190,7 @@ class _Tally:
             log.error("%s: %s", case.id, answer)
             _append(self.journal, {"case": case.id, "status": "failed", "error": str(answer)})
         else:
-            _append(self.journal, {"case": case.id, "status": "done", "answer": answer})
+            _append(self.journal, {"case": case.id, "status": "done", "answer": answer, "source": _source(case)})
             self.done.append(case.id)
 
 
@@ -249,13 +253,24 @@ def _spread(todo: Sequence[Case], work: Work, executor: Executor) -> Iterator[tu
         raise wrong
 
 
-def _begun(journal: Path, settings: Any) -> set[str]:
-    """The cases that any process has done with the same settings; this one's journal is ready for more."""
-    done: set[str] = set()
+def _source(case: Case) -> dict[str, list[int]]:
+    """Of each file of a case its size and date, of a folder those of the files in it; nothing of what is not there."""
+    found = {}
+    for role, file in case.files.items():
+        path = Path(file)
+        parts = [p.stat() for p in (sorted(path.iterdir()) if path.is_dir() else [path]) if p.is_file()]
+        if parts:
+            found[role] = [sum(part.st_size for part in parts), max(part.st_mtime_ns for part in parts)]
+    return found
+
+
+def _begun(journal: Path, settings: Any) -> dict[str, Any]:
+    """What any process has done with the same settings, and of which files; this one's journal is ready for more."""
+    done: dict[str, Any] = {}
     for path in _journals(journal.parent):
         for _, line in _lines(path):
             if line.get("status") == "done":
-                done.add(line["case"])
+                done[line["case"]] = line.get("source")
             elif line.get("config", settings) != settings:
                 difference = _difference(line["config"], settings)
                 raise MedsegError(f"{journal.parent} was begun with other settings: {difference}; take another folder")

@@ -9,7 +9,7 @@ from medseg_core.cases import SPLITS, Case, read_split
 from medseg_core.errors import MedsegError
 from medseg_core.progress import track
 from medseg_fusion.leaks import Slices
-from medseg_fusion.patients import AIR_HU, BITS, COVERED, Patient, read_patient
+from medseg_fusion.patients import AIR_HU, BITS, COVERED, Patient, doubt_of_suv, read_patient
 from medseg_fusion.prepare import facts
 from medseg_fusion.sources import Found, find_patients
 
@@ -83,6 +83,8 @@ def _of_patient(patient: Patient) -> Told:
         yield "warning", f"PET covers {patient.covered:.0%} of the CT; beyond it PET is taken as 0"
     if patient.unit != BITS and patient.ct.min() > AIR_HU:
         yield "warning", f"the CT has nothing below {patient.ct.min():g}, so no air; is it in HU?"
+    if doubt := doubt_of_suv(patient):
+        yield "warning", doubt
     if patient.label is not None and not patient.label.any():
         yield "note", "the mask is empty: counted as a patient without tumour, never as a Dice of 1"
 

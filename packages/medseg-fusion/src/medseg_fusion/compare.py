@@ -7,6 +7,7 @@ OUT/comparison.json, patients.csv, misregistration.png, report.html
 """
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -19,6 +20,7 @@ import torch
 
 from medseg_core.cases import Case, write_split
 from medseg_core.config import as_dict, strict
+from medseg_core.device import choose_device
 from medseg_core.errors import MedsegError, meant
 from medseg_core.evaluate import Evaluation, evaluate, from_rows
 from medseg_core.io import write_text
@@ -31,6 +33,7 @@ from medseg_fusion.evaluate import MEASURES, pair_of
 from medseg_fusion.measures import thresholds
 from medseg_fusion.misregistration import curve, draw, means
 from medseg_fusion.models import MODELS
+from medseg_fusion.models.vgg import vgg_weights
 from medseg_fusion.patients import BITS
 from medseg_fusion.predict import Predictor
 from medseg_fusion.prepare import read_cohort
@@ -40,6 +43,7 @@ from medseg_fusion.train import train
 SINGLE = ("ct", "pet")
 BOTH = "both"
 KNOWN = (*(name for name in MODELS if name != "single"), *SINGLE)
+LEVEL = 0.05
 SETTINGS, SCORES, MOVED = "settings.json", "scores.json", "misregistration.json"
 
 
@@ -63,8 +67,11 @@ def compare(cache: Path, out: Path, config: CompareConfig) -> dict[str, Any]:
             raise MedsegError(f"there is no net {net!r}{meant(net, KNOWN)}; take of {', '.join(KNOWN)}")
     cases = [case for case in read_cohort(cache) if "label" in Arrays(case.files["arrays"]).names]
     num = len({case.unit for case in cases})
-    if num < max(config.folds, 3):
+    least = 2 if config.val_ratio else 1  # to train on and to choose by, beside those that are tested
+    if num < max(config.folds, 3) or num - math.ceil(num / config.folds) < least:
         raise MedsegError(f"{num} patients with masks are too few for {config.folds} folds; set --folds")
+    choose_device(config.device)
+    vgg_weights(config.vgg)
     if not any(case.notes.get("tumour_share") for case in cases):
         raise MedsegError(f"no mask of {cache} has tumour: there is no Dice to compare")
     _check_begun(out, cases, config)
@@ -90,17 +97,18 @@ def compare(cache: Path, out: Path, config: CompareConfig) -> dict[str, Any]:
 
 
 def verdict(entry: Mapping[str, float]) -> str:
-    """Of a paired difference with its interval."""
-    if entry["low"] > 0:
-        return "gain"
-    return "loss" if entry["high"] < 0 else "no evidence of gain"
+    """Of a paired difference: its interval leaves out 0, and Wilcoxon's test agrees, which five patients cannot do."""
+    if not entry["p"] < LEVEL or entry["low"] <= 0 <= entry["high"]:
+        return "no evidence of gain"
+    return "gain" if entry["low"] > 0 else "loss"
 
 
 def settings_of(net: str, seed: int, config: CompareConfig) -> FusionConfig:
     """How a cell is trained."""
     shared = {field.name: getattr(config, field.name) for field in fields(FusionConfig) if hasattr(config, field.name)}
     which = {"net": "single", "modality": net} if net in SINGLE else {"net": net}
-    return FusionConfig(**{**shared, **which, "seed": seed})
+    alone = {"drop_chance": 0.0} if net in SINGLE else {}  # without its one modality a sample teaches nothing
+    return FusionConfig(**{**shared, **which, **alone, "seed": seed})
 
 
 def _check_begun(out: Path, cases: Sequence[Case], config: CompareConfig) -> None:

@@ -7,15 +7,16 @@ OUT/panels/            with `save_predictions`: CT | PET | truth | prediction of
 """
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medseg_core.cases import Case
+from medseg_core.cases import SPLITS, Case
 from medseg_core.config import strict
-from medseg_core.errors import MedsegError
+from medseg_core.errors import MedsegError, meant
 from medseg_core.evaluate import Evaluation, evaluate
 from medseg_core.intervals import NUM_RESAMPLES
 from medseg_core.io import write_picture, write_text
@@ -61,6 +62,11 @@ def evaluate_run(
         raise MedsegError(f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out")
     predictor = Predictor(run, config)
     cases, trained_on = _wanted(cache, run, split)
+    for case in cases:
+        _check_fits(case, predictor)
+    if (out / REPORT).exists():
+        for folder in ("predictions", "panels"):  # of the evaluation that is replaced, perhaps of another split
+            shutil.rmtree(out / folder, ignore_errors=True)
     slices: list[dict[str, Any]] = []
     pairs = _pairs(cases, predictor, slices, out if save_predictions else None)
     unit = predictor.card.intensity["unit"]
@@ -131,6 +137,14 @@ def pair_of(case: Case, predictor: Predictor, *, present: Sequence[bool] = (True
     return Pair(case.id, mask, label, spacing, images={"ct": ct, "pet": pet}, affine=affine)
 
 
+def _check_fits(case: Case, predictor: Predictor) -> None:
+    """Raises where a patient of a cache is in other units than the network's."""
+    about, card = Arrays(case.files["arrays"]).about, predictor.card
+    if about["unit"] != card.intensity["unit"]:
+        said = f"{case.id} comes in {about['unit']}, and {predictor.run} was trained on {card.intensity['unit']}"
+        raise MedsegError(f"{said}; evaluate it on a cache of its own kind")
+
+
 def _pairs(
     cases: Sequence[Case], predictor: Predictor, slices: list[dict[str, Any]], out: Path | None
 ) -> Iterator[Pair]:
@@ -157,24 +171,32 @@ def _of_slice(mask: np.ndarray, label: np.ndarray) -> dict[str, Any]:
 
 
 def _save(out: Path, names: Sequence[str], mask: np.ndarray, arrays: Arrays, intensity: Mapping[str, Any]) -> None:
+    is_volume = arrays.about["unit"] != BITS
     for k, name in enumerate(names):
-        write_picture(Picture(255 * mask[..., k]), out / "predictions" / name)
+        shown = _upright(255 * mask[..., k]) if is_volume else 255 * mask[..., k]
+        write_picture(Picture(shown), (out / "predictions" / name).with_suffix(".png"))
         label = arrays["label"][..., k]
         if not (mask[..., k].any() or label.any()):
             continue
         planes = scaled(arrays["ct"][..., k], arrays["pet"][..., k], intensity)
         row = [*(255 * planes), 255 * label, 255 * mask[..., k]]
-        if arrays.about["unit"] != BITS:
-            row = [plane.T[::-1, ::-1] for plane in row]  # the front on top, the patient's right on the left
+        row = [_upright(plane) for plane in row] if is_volume else row
         gap = np.full((row[0].shape[0], GAP), 128, np.uint8)
         parts = [part for plane in row for part in (np.rint(plane).astype(np.uint8), gap)]
-        write_picture(Picture(np.concatenate(parts[:-1], 1)), out / "panels" / name)
+        write_picture(Picture(np.concatenate(parts[:-1], 1)), (out / "panels" / name).with_suffix(".png"))
+
+
+def _upright(plane: np.ndarray) -> np.ndarray:
+    """A slice of RAS voxels as a picture: the front on top, the patient's right on the left."""
+    return plane.T[::-1, ::-1]
 
 
 def _wanted(cache: Path, run: Path, split: str) -> tuple[list[Case], set[str]]:
     """The patients of a split that have masks, and whom the run was trained on."""
-    file = Path(run) / "split.json"
-    parts = read_json(file) if Path(run).is_dir() and file.is_file() else {}
+    if split not in (known := (*filter(None, SPLITS), "all")):
+        raise MedsegError(f"there is no split {split!r}{meant(split, known)}; take of {', '.join(known)}")
+    file = (Path(run) if Path(run).is_dir() else Path(run).parent) / "split.json"
+    parts = read_json(file) if file.is_file() else {}
     cases = [case for case in read_cohort(cache) if "label" in Arrays(case.files["arrays"]).names]
     chosen = cases if split == "all" else [case for case in cases if case.id in parts.get(split, ())]
     if not chosen:

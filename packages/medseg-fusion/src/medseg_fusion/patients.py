@@ -25,6 +25,7 @@ ORIENTATION = "RAS"
 HU_SUV, BITS = "HU and SUV", "8 bits"
 AIR_HU = -200.0  # a CT without any voxel below it shows no air
 LARGEST_SUV = 200.0  # nothing in a patient takes up that much but a bladder; Bq/ml and kBq/ml go beyond
+SOFT_HU, TYPICAL_SUV = (-200.0, 200.0), 1.5  # 19 patients have medians of 0.37 to 0.80; times 5, as kBq/ml, 2 to 4
 COVERED = 0.5  # share of the CT's voxels that PET must reach, below which it is told
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def read_patient(case: Case, *, spacing_mm: tuple[float, float, float] | None = 
         raise MedsegError(f"{both} have no place in common; are they of one patient, in one frame?")
     if "label" in files:
         mask = _read(files["label"])
-        label = resample(mask.like(binary(mask.voxels, files["label"])), grid, how="label", outside=0).voxels
+        label = _tumour(mask.like(binary(mask.voxels, files["label"])), grid, home, files["label"])
     return Patient(
         id=case.id,
         ct=_hu(ct, grid) if ct else np.zeros(grid.shape, np.int16),
@@ -100,6 +101,32 @@ def read_patient(case: Case, *, spacing_mm: tuple[float, float, float] | None = 
         covered=covered,
         present=(ct is not None, pet is not None),
     )
+
+
+def _tumour(mask: Volume, grid: Grid, home: Grid, path: Path) -> np.ndarray:
+    """uint8 on the grid.
+
+    Raises:
+        MedsegError: tumour of which nothing lies in the CT.
+    """
+    label = resample(mask, grid, how="label", outside=0).voxels
+    if mask.voxels.any() and not label.any():
+        if not resample(mask, home, how="label", outside=0).voxels.any():
+            raise MedsegError(f"{path} has tumour and none of it lies in the CT; are they in one frame?")
+        spacing = "x".join(f"{mm:.3g}" for mm in grid.spacing_mm)
+        log.warning("%s has tumour that is lost on a grid of %s mm; take a finer one", path, spacing)
+    return label
+
+
+def doubt_of_suv(patient: Patient) -> str:
+    """Why PET may be in kBq/ml, "" where it is not: in soft tissue it is then some five times what SUV are."""
+    if patient.unit == BITS or not all(patient.present):
+        return ""
+    values = patient.pet[(patient.ct > SOFT_HU[0]) & (patient.ct < SOFT_HU[1])]
+    typical = float(np.median(values)) if values.size else 0.0
+    if typical < TYPICAL_SUV:
+        return ""
+    return f"PET is {typical:.2g} in the median of soft tissue, where SUV are some 0.4 to 0.8; is it in kBq/ml?"
 
 
 def _hu(ct: Volume, grid: Grid) -> np.ndarray:
@@ -154,7 +181,7 @@ def binary(values: np.ndarray, path: Path) -> np.ndarray:
     found = np.unique(values)
     if not (np.isin(found, (0, 1)).all() or np.isin(found, (0, 255)).all()):
         some = ", ".join(f"{value:g}" for value in found[:5])
-        raise MedsegError(f"{path} holds {some}; a mask of tumour is 0 and 1, or 0 and 255: write one as {path.stem}")
+        raise MedsegError(f"{path} holds {some}; a mask of tumour is 0 and 1, or 0 and 255: write one as {path.name}")
     return (values > 0).astype(np.uint8)
 
 

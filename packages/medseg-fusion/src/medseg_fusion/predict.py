@@ -150,7 +150,7 @@ def _write(case: Case, *, predictor: Predictor, out: Path) -> Mapping[str, Any]:
     probs = predictor.probabilities(patient.ct, patient.pet, present=patient.present)
     if patient.home is None or patient.affine is None:
         mask = probs >= predictor.threshold
-        write_picture(Picture(255 * mask[..., 0].astype(np.uint8)), out / patient.slices[0])
+        write_picture(Picture(255 * mask[..., 0].astype(np.uint8)), out / Path(patient.slices[0]).with_suffix(".png"))
         if predictor.config.save_prob:
             write_picture(Picture(probs[..., 0]), out / "probs" / f"{case.id}.tif")
         return {"tumour_pixels": int(mask.sum())}

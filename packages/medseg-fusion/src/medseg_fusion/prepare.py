@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from medseg_core.cases import Case, read_cases, write_cases
-from medseg_core.cohort import Outcome, for_each, processes, read_journal
+from medseg_core.cohort import Outcome, for_each, forget, processes, read_journal
 from medseg_core.config import as_dict
 from medseg_core.distributed import from_first
 from medseg_core.errors import MedsegError
-from medseg_core.store import write_arrays
-from medseg_fusion.patients import COVERED, HU_SUV, Patient, read_patient
+from medseg_core.store import Arrays, write_arrays
+from medseg_fusion.patients import COVERED, HU_SUV, Patient, doubt_of_suv, read_patient
 from medseg_fusion.settings import PrepareConfig
 from medseg_fusion.sources import CASES, find_patients
 
@@ -45,6 +45,7 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Outcome:
     found = find_patients(data)
     from_first(partial(_refuse_others, out))
     settings = {name: value for name, value in as_dict(config).items() if name != "workers"}
+    from_first(partial(_forget_damaged, out))
     work = partial(_write, out=out, config=config)
     with processes(config.workers) if config.workers > 1 else nullcontext() as pool:
         outcome = for_each(found.cases, work, out=out, config=settings, executor=pool)
@@ -62,7 +63,11 @@ def read_cohort(cache: Path) -> list[Case]:
         raw = Path(cache).is_dir() and any(Path(cache).iterdir()) and not list(Path(cache).glob("journal*.jsonl"))
         make = f"{cache} --out cache" if raw else f"DATA --out {cache}"
         raise MedsegError(f"{cache} is no cache of prepared patients; make one: medseg fusion prepare {make}")
-    return read_cases(Path(cache) / CASES)
+    cases = read_cases(Path(cache) / CASES)
+    if any("arrays" not in case.files for case in cases):
+        make = f"medseg fusion prepare {cache} --out cache"
+        raise MedsegError(f"{cache} lists patients and is no cache; make one: {make}")
+    return cases
 
 
 def facts(patient: Patient) -> dict[str, Any]:
@@ -84,10 +89,27 @@ def _refuse_others(out: Path) -> None:
         raise MedsegError(f"{out} exists and is no cache of `prepare`; give a new folder")
 
 
+def _forget_damaged(out: Path) -> None:
+    """Patients whose arrays were removed or cut short are prepared again."""
+    damaged = []
+    for name in read_journal(out):
+        try:
+            arrays = Arrays(out / name)
+            for array in arrays.names:
+                arrays[array]
+        except MedsegError as error:
+            log.warning("%s: %s; done again", name, error)
+            damaged.append(name)
+    if damaged:
+        forget(out, damaged)
+
+
 def _write(case: Case, *, out: Path, config: PrepareConfig) -> Mapping[str, Any]:
     patient = read_patient(case, spacing_mm=config.spacing_mm)
     if patient.covered < COVERED:
         log.warning("%s: PET covers %.0f %% of the CT", case.id, 100 * patient.covered)
+    if doubt := doubt_of_suv(patient):
+        log.warning("%s: %s", case.id, doubt)
     arrays = {"ct": patient.ct, "pet": patient.pet}
     arrays |= {} if patient.label is None else {"label": patient.label}
     where: dict[str, Any] = {"spacing": list(patient.spacing), "slices": list(patient.slices)}

@@ -4,6 +4,7 @@ Axes: A B those of a slice, S slices, N slices of a batch.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,8 @@ class Slices:
         misalign_mm: float = 0.0,
         num_samples: int = 0,
     ) -> None:
+        if how is not None and intensity["unit"] == BITS:  # left and right lie along W of a picture, axis 1
+            how = replace(how, flip_axes=tuple(1 - axis for axis in how.flip_axes))
         self.cases, self.size, self.intensity, self.how = list(cases), size, intensity, how
         self.tumour_share, self.drop_chance, self.misalign_mm = tumour_share, drop_chance, misalign_mm
         self.places = [(c, k) for c, arrays in enumerate(self.cases) for k in range(arrays["ct"].shape[2])]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medseg_core.cases import SPLITS, Case, read_cases
+from medseg_core.dicom import is_dicom
 from medseg_core.errors import MedsegError
 from medseg_core.io import case_name, is_picture
 
@@ -52,6 +53,10 @@ def find_patients(data: Path) -> Found:
         cases = [_listed(case) for case in read_cases(data / CASES)]
         return Found(tuple(cases), {})
     layouts = {split: data / split for split in SPLITS if split and _role_folders(data / split)}
+    for split in SPLITS if layouts else ():
+        if split and split not in layouts and (lone := _some_role_folders(data / split)):
+            lacking = "PET" if "ct" in lone else "CT"
+            raise MedsegError(f"{data / split} has no folder {lacking} of pictures; add it, or take {split} away")
     if not layouts and _role_folders(data):
         layouts = {"": data}
     if layouts:
@@ -81,6 +86,8 @@ def role_of(name: str) -> str:
 
 def _listed(case: Case) -> Case:
     """A case of a list, whose patient is itself where nothing else is said."""
+    if "arrays" in case.files:
+        raise MedsegError(f"this is a cache that prepare made (case {case.id}); give the folder it was made of")
     for role in ("ct", "pet"):
         if role not in case.files:
             raise MedsegError(f"case {case.id} has no file {role!r}; name it in {CASES}")
@@ -91,7 +98,7 @@ def _files_of(home: Path) -> dict[str, list[Path]]:
     """Role -> volumes, zips and folders of a patient."""
     found: dict[str, list[Path]] = {}
     for path in sorted(home.iterdir()):
-        is_series = path.is_dir() and any(p.is_file() for p in path.iterdir())
+        is_series = path.is_dir() and any(p.is_file() and is_dicom(p) for p in path.iterdir())
         if path.name.startswith(".") or not (path.name.lower().endswith(VOLUMES) or is_series):
             continue
         if role := role_of(case_name(path)):
@@ -118,6 +125,12 @@ def _patient(home: Path) -> dict[str, Path]:
 
 def _role_folders(home: Path) -> dict[str, Path]:
     """Role -> folder of pictures; none unless there are both CT and PET."""
+    found = _some_role_folders(home)
+    return found if {"ct", "pet"} <= set(found) else {}
+
+
+def _some_role_folders(home: Path) -> dict[str, Path]:
+    """Role -> folder of pictures, CT or PET among them."""
     if not home.is_dir():
         return {}
     found = {}
@@ -125,7 +138,7 @@ def _role_folders(home: Path) -> dict[str, Path]:
         role = role_of(path.name)
         if role and path.is_dir() and any(is_picture(p) for p in path.iterdir()):
             found[role] = path
-    return found if {"ct", "pet"} <= set(found) else {}
+    return found if {"ct", "pet"} & set(found) else {}
 
 
 def _pictures(layouts: Mapping[str, Path]) -> Found:

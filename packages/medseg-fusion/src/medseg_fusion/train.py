@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from medseg_core.augment import recipe
-from medseg_core.cases import Case, read_split, split_cases, write_split
+from medseg_core.cases import Case, keep_split, read_split, split_cases
 from medseg_core.checkpoint import Card
-from medseg_core.device import autocast, choose_precision
+from medseg_core.device import autocast, choose_device, choose_precision
 from medseg_core.distributed import from_first, gather, share
 from medseg_core.draw import Batch
 from medseg_core.errors import MedsegError
@@ -64,9 +64,11 @@ def train(
     if not train_on:
         raise MedsegError(f"no patient of {cache} with a mask is left to train on; see --splits and --val-ratio")
     card = card_of(train_on + val_on, config)
+    choose_device(config.device)
+    model = network(card, config)  # whatever is wrong with the settings is told before a run is touched
     run = RunFolder.open(out, config, resume=resume, overwrite=overwrite, inputs=(cache, splits))
     with run.held():
-        from_first(partial(write_split, run.path / "split.json", cases, seed=config.seed))
+        from_first(partial(keep_split, run.path / "split.json", cases, seed=config.seed))
         options: dict[str, Any] = {
             "size": config.size or size_of(train_on),
             "intensity": card.intensity,
@@ -83,7 +85,7 @@ def train(
             *(len(samples.places), len(train_on), samples.has_tumour.sum(), len(samples)),
         )
         step = FusionStep(config)
-        trainer = Trainer(network(card, config), step, config=config, card=card, run=run)
+        trainer = Trainer(model, step, config=config, card=card, run=run)
         return trainer.fit(samples, PatientDice(val_on, card, step) if val_on else None)
 
 

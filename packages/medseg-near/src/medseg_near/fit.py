@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medseg_core.cases import Case, write_split
+from medseg_core.cases import Case, keep_split
 from medseg_core.checkpoint import Card, load_model
 from medseg_core.device import choose_device
 from medseg_core.distributed import from_first, gather, share
@@ -74,7 +74,7 @@ def fit(
     with run.held():
         parts = [*((name.id, "train") for name in learnt), *((name, "val") for name in val)]
         cases = [Case(name, {}, split=part) for name, part in parts]
-        from_first(lambda: write_split(run.path / "split.json", cases, seed=config.seed))
+        from_first(lambda: keep_split(run.path / "split.json", cases, seed=config.seed))
         torch.manual_seed(config.seed)
         how = _denoising if config.net == "denoising" else _latents
         plan = how(learnt, [shapes[name] for name in val], config, label=label_of(cache))
