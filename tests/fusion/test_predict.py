@@ -148,3 +148,15 @@ def test_masks_of_jpegs_are_png(hot, tmp_path):
     outcome = predict_files(tmp_path / "CT", tmp_path / "PET", hot("8 bits"), tmp_path / "out", CONFIG)
     assert not outcome.failed
     assert read_picture(tmp_path / "out" / "a.png").pixels.min() == 255
+
+
+def test_one_folder_may_hold_ct_and_pet(write, hot, tmp_path):
+    home = write() / "p1"
+    predict_files(home, home, hot(), tmp_path / "out", CONFIG)
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["p1.nii.gz"]
+
+
+def test_a_folder_of_folders_is_refused_with_what_to_give(write, hot, tmp_path):
+    data = write()
+    outcome = predict_files(data, data, hot(), tmp_path / "out", CONFIG)
+    assert "holds no volume, picture or DICOM file; give the file itself" in next(iter(outcome.failed.values()))

@@ -211,7 +211,11 @@ def _series(path: Path, modality: str) -> Iterator[Path]:
         }
         homes = [home for home, found in said.items() if found == modality]
         if len(homes) != 1:
-            found = ", ".join(sorted(said.values())) or "none"
+            if not said:
+                raise MedsegError(
+                    f"{path} holds no volume, picture or DICOM file; give the file itself or its own folder"
+                )
+            found = ", ".join(sorted(said.values()))
             raise MedsegError(f"{path} holds {len(homes)} series of {modality} (found: {found}); give one of them")
         yield homes[0]
 
@@ -249,7 +253,7 @@ def _alike(files: Sequence[Path], case: Case) -> list[np.ndarray]:
 def _plane(path: Path) -> np.ndarray:
     """(H, W) uint8 of a grey picture."""
     pixels = read_picture(path).pixels
-    if pixels.ndim == 3 and pixels.shape[2] >= 3 and (pixels[..., :1] == pixels[..., :3]).all():
+    if pixels.ndim == 3 and (pixels.shape[2] == 2 or (pixels[..., :1] == pixels[..., :3]).all()):  # grey, and alpha
         pixels = pixels[..., 0]
     if pixels.ndim != 2:
         raise MedsegError(f"{path} has colours; {' and '.join(ROLES.values())} must be grey pictures: convert it")

@@ -107,12 +107,13 @@ def find_inputs(ct: Path | None, pet: Path | None) -> list[Case]:
 
 
 def _named(path: Path, role: str) -> dict[str, Path]:
-    """Case -> file: of a folder all volumes and pictures, else the file or the series itself."""
+    """Case -> file: the volumes and pictures of a folder, of this role where names say it, else the file itself."""
     if not path.exists():
         raise MedsegError(f"there is no file or folder {path}")
     files = [path]
     if path.is_dir():
         inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
+        inside = [p for p in inside if role_of(case_name(p)) == role] or inside
         is_series = any(is_dicom(p) for p in inside[:1])
         files = [path] if is_series else [p for p in inside if case_name(p) != p.name] or [path]
     named: dict[str, Path] = {}
