@@ -299,3 +299,11 @@ def test_a_case_whose_folder_changed_is_done_again(tmp_path):
     assert for_each(cases, size, out=tmp_path / "out").skipped == ("a",)
     (tmp_path / "series" / "2.dcm").write_text("1")
     assert for_each(cases, size, out=tmp_path / "out").done == ("a",)
+
+
+def test_a_case_whose_files_are_gone_stays_done(tmp_path):
+    (tmp_path / "image").write_text("1")
+    cases = [Case("a", {"image": tmp_path / "image"})]
+    for_each(cases, size, out=tmp_path / "out")
+    (tmp_path / "image").unlink()
+    assert for_each(cases, size, out=tmp_path / "out").skipped == ("a",)

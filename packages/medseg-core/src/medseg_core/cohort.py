@@ -76,7 +76,7 @@ def for_each(
     journal = Path(out) / (f"journal-{rank}.jsonl" if rank else JOURNAL)
     known = _begun(journal, settings)
     mine = share(cases)  # before looking what is done: by then another process may have added to it
-    changed = {case.id for case in mine if known.get(case.id) not in (None, _source(case))}
+    changed = {case.id for case in mine if _is_changed(case, known.get(case.id))}
     for name in sorted(changed):
         log.warning("%s: its files are others than those it was done with; done again", name)
     todo = [case for case in mine if case.id not in known or case.id in changed]
@@ -251,6 +251,11 @@ def _spread(todo: Sequence[Case], work: Work, executor: Executor) -> Iterator[tu
         ) from wrong
     if wrong is not None:
         raise wrong
+
+
+def _is_changed(case: Case, before: Mapping[str, Any] | None) -> bool:
+    """Whether a file that is there is another one than before; None says nothing."""
+    return before is not None and any(before.get(role) != now for role, now in _source(case).items())
 
 
 def _source(case: Case) -> dict[str, list[int]]:
