@@ -283,9 +283,9 @@ def test_a_case_whose_file_changed_is_done_again_and_no_other(tmp_path, caplog):
         file.write_text("1")
     cases = [Case(name, {"image": file}) for name, file in files.items()]
     read = lambda case: {"text": case.files["image"].read_text()}  # noqa: E731
-    for_each(cases, read, out=tmp_path / "out")
+    for_each(cases, read, out=tmp_path / "out", again=True)
     files["b"].write_text("two")
-    again = for_each(cases, read, out=tmp_path / "out")
+    again = for_each(cases, read, out=tmp_path / "out", again=True)
     assert (again.done, again.skipped) == (("b",), ("a",))
     assert read_journal(tmp_path / "out")["b"] == {"text": "two"}
     assert "b: its files are others than those it was done with" in caplog.text
@@ -295,15 +295,23 @@ def test_a_case_whose_folder_changed_is_done_again(tmp_path):
     (tmp_path / "series").mkdir()
     (tmp_path / "series" / "1.dcm").write_text("1")
     cases = [Case("a", {"ct": tmp_path / "series"})]
-    for_each(cases, size, out=tmp_path / "out")
-    assert for_each(cases, size, out=tmp_path / "out").skipped == ("a",)
+    for_each(cases, size, out=tmp_path / "out", again=True)
+    assert for_each(cases, size, out=tmp_path / "out", again=True).skipped == ("a",)
     (tmp_path / "series" / "2.dcm").write_text("1")
-    assert for_each(cases, size, out=tmp_path / "out").done == ("a",)
+    assert for_each(cases, size, out=tmp_path / "out", again=True).done == ("a",)
 
 
 def test_a_case_whose_files_are_gone_stays_done(tmp_path):
     (tmp_path / "image").write_text("1")
     cases = [Case("a", {"image": tmp_path / "image"})]
-    for_each(cases, size, out=tmp_path / "out")
+    for_each(cases, size, out=tmp_path / "out", again=True)
     (tmp_path / "image").unlink()
+    assert for_each(cases, size, out=tmp_path / "out", again=True).skipped == ("a",)
+
+
+def test_files_that_changed_are_left_where_nobody_asked(tmp_path):
+    (tmp_path / "image").write_text("1")
+    cases = [Case("a", {"image": tmp_path / "image"})]
+    for_each(cases, size, out=tmp_path / "out")
+    (tmp_path / "image").write_text("two")
     assert for_each(cases, size, out=tmp_path / "out").skipped == ("a",)

@@ -160,3 +160,12 @@ def test_a_folder_of_folders_is_refused_with_what_to_give(write, hot, tmp_path):
     data = write()
     outcome = predict_files(data, data, hot(), tmp_path / "out", CONFIG)
     assert "holds no volume, picture or DICOM file; give the file itself" in next(iter(outcome.failed.values()))
+
+
+def test_another_patient_of_the_same_name_is_predicted_anew(write, hot, tmp_path):
+    home, cold = write() / "p1", (np.full((8, 10, 4), 0.5, np.float32), PET_AFFINE)
+    for replaced in ({}, {"PET_image": cold}):
+        write(**replaced)
+        outcome = predict_files(home / "CT_image.nii.gz", home / "PET_image.nii.gz", hot(), tmp_path / "out", CONFIG)
+        assert outcome.done == ("p1",)
+    assert not read_volume(tmp_path / "out" / "p1.nii.gz").voxels.any()

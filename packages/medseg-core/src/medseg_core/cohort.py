@@ -46,13 +46,18 @@ class Outcome:
 
 
 def for_each(
-    cases: Sequence[Case], work: Work | Stages, *, out: Path, config: Any = None, executor: Executor | None = None
+    cases: Sequence[Case],
+    work: Work | Stages,
+    *,
+    out: Path,
+    config: Any = None,
+    executor: Executor | None = None,
+    again: bool = False,
 ) -> Outcome:
     """Calls `work` on every case that the journal under `out` does not know as done.
 
     A case is done when its line is in the journal, which is flushed line by line: after a crash the same call goes
-    on. A case whose files have another size or date than then is done again, which is told. A MedsegError costs its
-    case; any other exception is a bug, and is raised once what runs is written down.
+    on. A MedsegError costs its case; any other exception is a bug, and is raised once what runs is written down.
 
     Args:
         work: its answer is kept in the journal and must be what JSON holds; see `read_journal`. As `Stages`, one case
@@ -60,6 +65,7 @@ def for_each(
         out: folder of the journal, made where missing.
         config: settings, a dataclass or what JSON holds. A journal begun with other ones is refused.
         executor: runs the work, any of `concurrent.futures`; None works here, case by case.
+        again: what is done is done again, and told, where a file of the case has another size or date than then.
 
     Raises:
         MedsegError: other settings, a disk that refuses, two cases of one id, a worker process that was killed, or
@@ -76,7 +82,7 @@ def for_each(
     journal = Path(out) / (f"journal-{rank}.jsonl" if rank else JOURNAL)
     known = _begun(journal, settings)
     mine = share(cases)  # before looking what is done: by then another process may have added to it
-    changed = {case.id for case in mine if _is_changed(case, known.get(case.id))}
+    changed = {case.id for case in mine if again and _is_changed(case, known.get(case.id))}
     for name in sorted(changed):
         log.warning("%s: its files are others than those it was done with; done again", name)
     todo = [case for case in mine if case.id not in known or case.id in changed]

@@ -87,7 +87,7 @@ def predict_files(
         from_first(partial(clear_journal, out))
     weights = hashlib.sha256(weights_file(run).read_bytes()).hexdigest()
     settings = {**as_dict(config), "weights": weights}
-    return for_each(cases, partial(_write, predictor=predictor, out=out), out=out, config=settings)
+    return for_each(cases, partial(_write, predictor=predictor, out=out), out=out, config=settings, again=True)
 
 
 def find_inputs(ct: Path | None, pet: Path | None) -> list[Case]:

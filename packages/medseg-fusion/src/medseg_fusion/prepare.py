@@ -48,7 +48,7 @@ def prepare(data: Path, out: Path, config: PrepareConfig) -> Outcome:
     from_first(partial(_forget_damaged, out))
     work = partial(_write, out=out, config=config)
     with processes(config.workers) if config.workers > 1 else nullcontext() as pool:
-        outcome = for_each(found.cases, work, out=out, config=settings, executor=pool)
+        outcome = for_each(found.cases, work, out=out, config=settings, executor=pool, again=True)
     from_first(partial(_finish, out, found.cases))
     return replace(outcome, failed={**found.refused, **outcome.failed})
 
