@@ -188,7 +188,7 @@ def test_the_journal_is_lines_of_json(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / JOURNAL).read_text().splitlines()]
     assert lines == [
         {"format": 1, "config": {"size": 3}},
-        {"case": "a", "status": "done", "answer": {"size": 97}, "source": {}},
+        {"case": "a", "status": "done", "answer": {"size": 97}},
         {"case": "b", "status": "failed", "error": "b.nii.gz is cut short; copy it again"},
     ]
 

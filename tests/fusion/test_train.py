@@ -183,3 +183,12 @@ def test_wrong_settings_cost_no_run_that_was_to_be_overwritten(cache, tmp_path, 
     with pytest.raises(MedsegError):
         train(cache, tmp_path / "run", FusionConfig(**{**SMALL, **wrong}), overwrite=True)
     assert (tmp_path / "run" / "best.safetensors").is_file()
+
+
+def test_a_run_that_is_overwritten_may_have_another_split(cache, tmp_path):
+    for val in ("p000", "p001"):
+        parts = {"train": sorted({"p000", "p001", "p002", "p003"} - {val}), "val": [val], "test": []}
+        (tmp_path / "split.json").write_text(json.dumps({"seed": 0, "unit": "group", **parts}))
+        config = FusionConfig(**{**SMALL, "epochs": 1})
+        train(cache, tmp_path / "run", config, splits=tmp_path / "split.json", overwrite=True)
+    assert json.loads((tmp_path / "run" / "split.json").read_text())["val"] == ["p001"]

@@ -60,7 +60,7 @@ def test_the_colours_of_the_original_are_known_by_name():
 
 
 def test_few_values_are_classes_in_their_order():
-    classes = guessed(counted([np.array([[255, 0]], np.uint8), np.array([[127, 0]], np.uint8)]))
+    classes = guessed(counted(np.array([[255, 0], [127, 0]], np.uint8)))
     assert classes.codes == {0: 0, 127: 1, 255: 2}
 
 
@@ -75,7 +75,7 @@ def test_many_values_are_refused_with_a_table_to_begin_from():
 @pytest.mark.parametrize("pixels", [np.zeros((2, 2), np.float32), np.full((2, 2), -1, np.int32)])
 def test_a_mask_of_other_numbers_is_refused(pixels):
     with pytest.raises(MedsegError, match="a mask holds whole numbers from 0 on"):
-        counted([pixels])
+        counted(pixels)
 
 
 @pytest.mark.parametrize(

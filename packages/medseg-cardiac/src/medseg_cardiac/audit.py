@@ -14,6 +14,7 @@ from medseg_core.cases import Case, write_cases
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_grid
 from medseg_core.progress import track
+from medseg_core.runs import aligned
 
 APART_MM = 0.5  # corners of a mask this far from those of its picture: less than half a pixel
 SHARED = 0.05  # of one mask in another, from where on one of them is no good
@@ -45,10 +46,8 @@ class Checked:
     def table(self) -> str:
         """The patients as text, a line each below their heads; frames found by us bear a ~."""
         head = ("patient", "slices", "frames", "pixels", "mm", "masks", "ED/ES", "infarct")
-        lines = [head, *(_line(row) for row in self.patients)]
-        widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
-        padded = ("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in lines)
-        return "\n".join(line.rstrip() for line in padded)
+        lines = [_line(row) for row in self.patients]
+        return "\n".join(aligned({title: [line[k] for line in lines] for k, title in enumerate(head)}))
 
 
 @dataclass

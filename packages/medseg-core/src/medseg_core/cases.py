@@ -168,7 +168,7 @@ def read_split(path: Path, cases: Sequence[Case]) -> list[Case]:
 
 def write_split(path: Path, cases: Sequence[Case], *, seed: int) -> None:
     """`{seed, unit, train, val, test}`: ids of cases, sorted; unit says what was kept whole, "group" or "case"."""
-    lists = {kind: sorted(case.id for case in cases if case.split == kind) for kind in ("train", "val", "test")}
+    lists = _lists(cases)
     unit = "group" if any(case.group for case in cases) else "case"
     write_text(path, json.dumps({"seed": seed, "unit": unit, **lists}, indent=1, ensure_ascii=False) + "\n")
 
@@ -183,9 +183,14 @@ def keep_split(path: Path, cases: Sequence[Case], *, seed: int) -> None:
     if not path.is_file():
         write_split(path, cases, seed=seed)
         return
-    begun = _read_json(path, ("train", "val", "test"))
-    if any(begun[kind] != sorted(case.id for case in cases if case.split == kind) for kind in ("train", "val", "test")):
+    lists = _lists(cases)
+    begun = _read_json(path, tuple(lists))
+    if any(begun[kind] != names for kind, names in lists.items()):
         raise MedsegError(f"{path} has another split, or other cases; go on with that one, or choose another --out")
+
+
+def _lists(cases: Sequence[Case]) -> dict[str, list[str]]:
+    return {kind: sorted(case.id for case in cases if case.split == kind) for kind in SPLITS if kind}
 
 
 def _check_whole(cases: Sequence[Case]) -> None:

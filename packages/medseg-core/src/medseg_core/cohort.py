@@ -89,7 +89,7 @@ def for_each(
     skipped = [case.id for case in mine if case.id in known and case.id not in changed]
     if skipped:
         log.info("%s: %d of %d cases are done already", out, len(skipped), len(mine))
-    tally = _Tally(journal)
+    tally = _Tally(journal, again=again)
     if isinstance(work, Stages):
         steps: Iterator[Any] = run_stages(todo, work, tally.tell)
     else:
@@ -184,8 +184,8 @@ def forget(out: Path, cases: Collection[str]) -> None:
 class _Tally:
     """What was done and what failed now, kept in the journal as it is told."""
 
-    def __init__(self, journal: Path) -> None:
-        self.journal = journal
+    def __init__(self, journal: Path, *, again: bool) -> None:
+        self.journal, self.again = journal, again
         self.done: list[str] = []
         self.failed: dict[str, str] = {}
 
@@ -196,7 +196,8 @@ class _Tally:
             log.error("%s: %s", case.id, answer)
             _append(self.journal, {"case": case.id, "status": "failed", "error": str(answer)})
         else:
-            _append(self.journal, {"case": case.id, "status": "done", "answer": answer, "source": _source(case)})
+            source = {"source": _source(case)} if self.again else {}
+            _append(self.journal, {"case": case.id, "status": "done", "answer": answer, **source})
             self.done.append(case.id)
 
 

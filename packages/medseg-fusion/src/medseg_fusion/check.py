@@ -8,6 +8,7 @@ from typing import Any
 from medseg_core.cases import SPLITS, Case, read_split
 from medseg_core.errors import MedsegError
 from medseg_core.progress import track
+from medseg_core.runs import aligned
 from medseg_fusion.leaks import Slices
 from medseg_fusion.patients import AIR_HU, BITS, COVERED, Patient, doubt_of_suv, read_patient
 from medseg_fusion.prepare import facts
@@ -40,11 +41,9 @@ class Checked:
 
     def table(self, *, most: int = 40) -> str:
         """The patients as text, a line each below their heads, `most` of them."""
-        lines = [HEAD, *(_line(row) for row in self.patients[:most])]
-        widths = [max(len(line[k]) for line in lines) for k in range(len(HEAD))]
-        padded = ("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in lines)
+        lines = [_line(row) for row in self.patients[:most]]
         more = [f"and {len(self.patients) - most} more"] * (len(self.patients) > most)
-        return "\n".join([*(line.rstrip() for line in padded), *more])
+        return "\n".join([*aligned({title: [line[k] for line in lines] for k, title in enumerate(HEAD)}), *more])
 
 
 def check(data: Path, *, splits: Path | None = None) -> Checked:

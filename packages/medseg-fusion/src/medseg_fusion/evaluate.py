@@ -63,7 +63,7 @@ def evaluate_run(
     predictor = Predictor(run, config)
     cases, trained_on = _wanted(cache, run, split)
     for case in cases:
-        _check_fits(case, predictor)
+        predictor.check_unit(case.id, Arrays(case.files["arrays"]).about["unit"])
     if (out / REPORT).exists():
         for folder in ("predictions", "panels"):  # of the evaluation that is replaced, perhaps of another split
             shutil.rmtree(out / folder, ignore_errors=True)
@@ -135,14 +135,6 @@ def pair_of(case: Case, predictor: Predictor, *, present: Sequence[bool] = (True
         return Pair(case.id, mask, label, spacing, "px", images={"ct": ct})
     affine = np.array(arrays.about["affine"])
     return Pair(case.id, mask, label, spacing, images={"ct": ct, "pet": pet}, affine=affine)
-
-
-def _check_fits(case: Case, predictor: Predictor) -> None:
-    """Raises where a patient of a cache is in other units than the network's."""
-    about, card = Arrays(case.files["arrays"]).about, predictor.card
-    if about["unit"] != card.intensity["unit"]:
-        said = f"{case.id} comes in {about['unit']}, and {predictor.run} was trained on {card.intensity['unit']}"
-        raise MedsegError(f"{said}; evaluate it on a cache of its own kind")
 
 
 def _pairs(

@@ -59,9 +59,13 @@ class Predictor:
                 raise MedsegError(f"{case.id} has no {role.upper()}, and {self.run} has never been without; {fix}")
         spacing = None if intensity["unit"] == BITS else tuple(self.card.grid["spacing"])
         patient = read_patient(case, spacing_mm=spacing)
-        if patient.unit != intensity["unit"]:
-            raise MedsegError(f"{case.id} comes in {patient.unit}, and {self.run} was trained on {intensity['unit']}")
+        self.check_unit(case.id, patient.unit)
         return patient
+
+    def check_unit(self, name: str, unit: str) -> None:
+        """Raises where a patient comes in another unit than the network's."""
+        if unit != self.card.intensity["unit"]:
+            raise MedsegError(f"{name} comes in {unit}, and {self.run} was trained on {self.card.intensity['unit']}")
 
     def probabilities(self, ct: np.ndarray, pet: np.ndarray, *, present: Sequence[bool] = (True, True)) -> np.ndarray:
         """(A, B, S) float32, on the grid of a patient or of a cache."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from medseg_core.errors import MedsegError
 from medseg_core.progress import track
+from medseg_core.runs import aligned
 from medseg_near.prepare import check_window, crop, release, said_of_parts
 from medseg_near.settings import PrepareConfig
 from medseg_near.shapes import Shape
@@ -44,11 +45,9 @@ class Checked:
     def table(self, *, most: int = 40) -> str:
         """The shapes as text, a line each below their heads, `most` of them."""
         head = ("shape", "file", "mm", "crop", "voxels", "ml", "parts", "largest", "edge", "CT")
-        lines = [head, *(_line(row) for row in self.shapes[:most])]
-        widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
-        padded = ("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in lines)
+        lines = [_line(row) for row in self.shapes[:most]]
         more = [f"and {len(self.shapes) - most} more"] * (len(self.shapes) > most)
-        return "\n".join([*(line.rstrip() for line in padded), *more])
+        return "\n".join([*aligned({title: [line[k] for line in lines] for k, title in enumerate(head)}), *more])
 
 
 def check(

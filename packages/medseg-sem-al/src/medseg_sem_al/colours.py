@@ -6,7 +6,7 @@ A code is a grey value or index (an int), or a colour (`#rrggbb`); a grey colour
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,10 +183,7 @@ def _too_many(counts: Counter[Code]) -> str:
     return f"{said}; say which is which by --colors FILE, {{{', '.join(parts)}}}; a JPEG blurs masks"
 
 
-def counted(masks: Sequence[np.ndarray]) -> Counter[Code]:
-    """Of each code its pixels in all of these."""
-    total = Counter[Code]()
-    for pixels in masks:
-        values, counts = np.unique(pack(pixels), return_counts=True)
-        total.update({code_of(int(value)): int(count) for value, count in zip(values, counts, strict=True)})
-    return total
+def counted(pixels: np.ndarray) -> Counter[Code]:
+    """Of each code of a mask its pixels."""
+    values, counts = np.unique(pack(pixels), return_counts=True)
+    return Counter({code_of(value): num for value, num in zip(values.tolist(), counts.tolist(), strict=True)})

@@ -77,7 +77,7 @@ def see(image: Path, mask: Path | None, *, banner: int) -> tuple[Seen, bool]:
     grey = grey[: len(grey) - cut]
     codes = None
     if mask is not None:
-        codes = counted([read_mask(mask, grey.shape, cut)])
+        codes = counted(read_mask(mask, grey.shape, cut))
     means = shrunk(grey, EDGE).ravel()
     spread = float(means.std())
     described = (means - means.mean()) / spread if spread > 1e-4 else np.zeros_like(means)

@@ -13,6 +13,7 @@ from medseg_core.alike import pairs_within
 from medseg_core.cases import SPLITS, Case, read_cases, split_cases, write_cases
 from medseg_core.config import as_dict
 from medseg_core.errors import MedsegError
+from medseg_core.io import case_name
 from medseg_core.progress import track
 from medseg_sem_al.colours import Classes, Code, classes_of, guessed, read_classes
 from medseg_sem_al.groups import groups_of, merged
@@ -195,7 +196,7 @@ def _grouped(cases: Sequence[Case], seen: Sequence[Seen], config: IndexConfig) -
             rows.append(one.described)
             places.append(place)
     fronts = [f"{case.notes['dataset']}/" for case in cases]
-    stems = [case.id.removeprefix(f"{case.notes['dataset']}_") for case in cases]
+    stems = [case_name(case.files["image"]) for case in cases]
     groups = [front + group for front, group in zip(fronts, groups_of(stems, config.group), strict=True)]
     pairs = [(places[one], places[other]) for one, other in pairs_within(rows, ALIKE)]
     across = [(one, other) for one, other in pairs if groups[one] != groups[other]]

@@ -241,5 +241,4 @@ def _sample(content: Mapping[str, Any], sample: Mapping[str, Any], home: Path) -
     if sample.get("mask_file"):
         files["label"] = Path(home, content.get("root_labeled_mask_dir") or roots["mask_root"], sample["mask_file"])
     name = sample.get("sample_id") or f"{dataset}_{case_name(files['image'])}"
-    notes: dict[str, Any] = {"dataset": dataset}
-    return Case(name, files, notes=notes)
+    return Case(name, files, notes={"dataset": dataset})

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medseg_core.runs import aligned
+
 HEAD = ("data set", "images", "labelled", "train", "val", "test", "size", "intensity", "pixel", "classes")
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """A line each of `index.statistics`, below their heads."""
-    lines = [HEAD, *(_line(row) for row in rows)]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(HEAD))]
-    padded = ("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)) for line in lines)
-    return "\n".join(line.rstrip() for line in padded)
+    lines = [_line(row) for row in rows]
+    return "\n".join(aligned({title: [line[k] for line in lines] for k, title in enumerate(HEAD)}))
 
 
 def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
