@@ -115,7 +115,8 @@ def test_seeds_are_averaged_for_each_patient_with_tumour():
     rows = [row("early", 0, "a", "both", dice=0.4), row("early", 1, "a", "both", dice=0.8)]
     rows += [row("early", 0, "b", "missed", dice=0.0), row("early", 0, "c", "invented", dice=0.0)]
     rows += [row("early", 1, "c", "absent")]
-    assert {one["case"]: one["dice"] for one in _averaged(rows)["early"]} == {"a": pytest.approx(0.6), "b": 0.0}
+    found = {one["case"]: (one["dice"], one["status"]) for one in _averaged(rows)["early"]}
+    assert found == {"a": (pytest.approx(0.6), "both"), "b": (0.0, "missed")}
 
 
 def test_what_is_found_in_patients_without_tumour_is_counted():

@@ -224,9 +224,10 @@ def _averaged(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any
     found: dict[str, dict[str, list[float]]] = {}
     for row in filter(_is_ill, rows):
         found.setdefault(_name(row), {}).setdefault(row["case"], []).append(row["dice"])
+    about = {"label": 1, "name": "tumour"}
     return {
         name: [
-            {"case": case, "label": 1, "name": "tumour", "dice": float(np.mean(values))}
+            {"case": case, **about, "status": "both" if any(values) else "missed", "dice": float(np.mean(values))}
             for case, values in by_case.items()
         ]
         for name, by_case in found.items()
