@@ -9,9 +9,10 @@ folds by patient, drawn once; each patient is tested once by each of two seeds. 
 choose epoch and threshold, the others are trained on. Every network gets 8 epochs of 512 slices of 64 x 64, half of
 them with tumour, in batches of 8; AdamW from 3e-3 down by a cosine, EMA 0.98, half Dice and half cross entropy, width
 8, VGG random. These were chosen with early concatenation, on validation patients of one split; so was the layer norm,
-for all: it gave PET alone Dice 0.72 where an instance norm gave 0.53, CT alone 0.50 and 0.49, early 0.77 with both,
-four way 0.76 and 0.74. The measure is Dice over a whole patient, averaged over the seeds; intervals are over patients.
-The thresholds of SUV are scored on the same patients and grid, the best one per patient with the truth in hand.
+for all: it gave PET alone Dice 0.72 where an instance norm gave 0.53, CT alone 0.52 and 0.49, early 0.77 with both,
+four way 0.76 and 0.74 (the best `val_dice` in cells/<net>_0_0/run/metrics.jsonl, with `norm` of PROTOCOL either way).
+The measure is Dice over a whole patient, averaged over the seeds; intervals are over patients. The thresholds of SUV
+are scored on the same patients and grid, the best one per patient with the truth in hand.
 """
 
 import argparse
