@@ -79,7 +79,7 @@ def test_a_mask_of_another_size_is_refused(tmp_path):
 
 def test_what_is_told_leaves_the_banner_out(tmp_path):
     write_picture(Picture(with_banner(40), 12.0), tmp_path / "a.tif")
-    seen, _ = see(tmp_path / "a.tif", None, banner=-1)
+    seen = see(tmp_path / "a.tif", None, banner=-1)
     facts = facts_of(seen)
     assert (facts["size"], facts["banner"], round(seen.pixel_nm, 3)) == ([200, 160], 40, 12.0)
     assert facts["mean"] == pytest.approx(NOISE.mean() / 255, abs=1e-4)

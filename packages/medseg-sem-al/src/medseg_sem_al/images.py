@@ -25,6 +25,7 @@ class Seen:
         size: (H, W) without the banner.
         banner: rows that were cut at the foot.
         pixel_nm: where the file states it.
+        has_colours: whether the channels of the image differ.
         sums: of the values in [0, 1] and of their squares.
         codes: of the mask, pixel counts; None without a mask.
         described: (1024,) means of blocks, of mean 0 and deviation 1; all 0 for a flat picture.
@@ -33,6 +34,7 @@ class Seen:
     size: tuple[int, int]
     banner: int
     pixel_nm: float | None
+    has_colours: bool
     sums: tuple[float, float]
     codes: Counter[Code] | None
     described: np.ndarray
@@ -61,8 +63,8 @@ def read_grey(path: Path) -> tuple[np.ndarray, float | None, bool]:
     return pixels.astype(np.float32, copy=False), picture.pixel_nm, has_colours
 
 
-def see(image: Path, mask: Path | None, *, banner: int) -> tuple[Seen, bool]:
-    """What is told of an image and its mask, and whether the image had colours.
+def see(image: Path, mask: Path | None, *, banner: int) -> Seen:
+    """What is told of an image and its mask.
 
     Args:
         banner: rows to cut at the foot; -1 finds them.
@@ -82,7 +84,8 @@ def see(image: Path, mask: Path | None, *, banner: int) -> tuple[Seen, bool]:
     spread = float(means.std())
     described = (means - means.mean()) / spread if spread > 1e-4 else np.zeros_like(means)
     sums = (float(grey.sum(dtype=np.float64)), float(np.square(grey, dtype=np.float64).sum()))
-    return Seen((grey.shape[0], grey.shape[1]), cut, pixel_nm, sums, codes, described.astype(np.float32)), has_colours
+    size = (grey.shape[0], grey.shape[1])
+    return Seen(size, cut, pixel_nm, has_colours, sums, codes, described.astype(np.float32))
 
 
 def read_mask(path: Path, size: tuple[int, ...], banner: int) -> np.ndarray:

@@ -64,7 +64,7 @@ class Index:
         pixels = read_mask(case.files["label"], tuple(case.notes["size"]), case.notes["banner"])
         ids, unknown = self.classes.decode(pixels)
         if unknown:
-            raise MedsegError(f"{case.files['label']}: {said_unknown(unknown, self.classes)}")
+            raise MedsegError(f"{case.files['label']}: {_said_unknown(unknown, self.classes)}")
         return ids
 
     def write(self, path: Path) -> None:
@@ -111,7 +111,7 @@ def build_index(root: Path, config: IndexConfig, *, colours: Path | None = None)
     for case, one in zip(cases, seen, strict=True):
         ids, unknown = _by_class(one.codes or Counter(), classes)
         if unknown:
-            findings.append(_finding(case.id, "error", said_unknown(unknown, classes)))
+            findings.append(_finding(case.id, "error", _said_unknown(unknown, classes)))
         else:
             kept.append((_noted(case, one, ids, config), one))
     findings += [_finding("", severity, text) for severity, text in _of_all([case for case, _ in kept], classes)]
@@ -121,7 +121,7 @@ def build_index(root: Path, config: IndexConfig, *, colours: Path | None = None)
     return Index(tuple(_divided(grouped, shares, config.seed)), classes, found.rule, tuple(findings), told)
 
 
-def said_unknown(unknown: Counter[Code], classes: Classes) -> str:
+def _said_unknown(unknown: Counter[Code], classes: Classes) -> str:
     """Codes that are no class, counted, the nearest class beside each."""
     parts = []
     for code, num in unknown.most_common(3):
@@ -136,13 +136,13 @@ def _seen(found: Found, config: IndexConfig) -> tuple[list[Case], list[Seen], li
     cases, seen, findings = [], [], list(found.findings)
     for case in track(found.cases, "Reading micrographs"):
         try:
-            one, has_colours = see(case.files["image"], case.files.get("label"), banner=config.banner)
+            one = see(case.files["image"], case.files.get("label"), banner=config.banner)
         except MedsegError as error:
             findings.append(_finding(case.id, "error", str(error)))
             continue
         cases.append(case)
         seen.append(one)
-        if has_colours:
+        if one.has_colours:
             findings.append(_finding(case.id, "warning", "a colour image; the mean of its channels is taken"))
         if one.banner and config.banner < 0:
             findings.append(_finding(case.id, "note", f"a banner of {one.banner} rows at the foot is cut off"))
