@@ -4,12 +4,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.ndimage import convolve
 from scipy.ndimage import label as numbered
 
 from medseg_core.errors import MedsegError
 from medseg_core.grid import Grid
 from medseg_core.io import read_volume
-from medseg_near.noise import KINDS, ball, corrupt, corrupted
+from medseg_near.noise import KINDS, _num_neighbours, _Piece, ball, corrupt, corrupted
 from medseg_near.tree import Tree, smooth_way, stem, taper
 
 SPACING_MM = (0.8, 1.0, 1.5)
@@ -315,3 +316,14 @@ def test_real_adrenal_glands_are_hurt_by_every_kind_and_survive(data):
     for label in labels:
         for kind in KINDS:
             assert 0.2 < dice(corrupt(label, kind, amount=1, spacing_mm=(1, 1, 1), rng=rng()), label) < 0.99, kind
+
+
+def test_voxels_of_a_line_are_touched_by_as_many_as_a_convolution_counts():
+    """A fork in space, whose arms go along all kinds of steps; `scipy.ndimage.convolve` counts all but the middle."""
+    label = np.zeros((9, 9, 9), bool)
+    for step in ((1, 0, 0), (-1, 1, 0), (0, -1, 1), (-1, -1, -1)):
+        for n in range(4):
+            label[tuple(4 + n * np.array(step))] = True
+    piece = _Piece(label, np.ones(3), np.ones(label.shape), np.argwhere(label))
+    counted = convolve(label.astype(np.uint8), np.ones((3, 3, 3), np.uint8), mode="constant")[label] - 1
+    np.testing.assert_array_equal(_num_neighbours(piece), counted)
