@@ -79,3 +79,9 @@ def order_of(samples: Samples, epoch: int, seed: int) -> np.ndarray:
     if num and order.min() < 0:
         raise MedsegError(f"order() must give indices from 0 on, got {order.min()}")
     return order.astype(np.int64)
+
+
+def repeated(kind: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
+    """(num,) of these: all of them as often as it goes, and some of them once more."""
+    whole, rest = divmod(num, len(kind))
+    return np.concatenate([np.tile(kind, whole), rng.permutation(kind)[:rest]])

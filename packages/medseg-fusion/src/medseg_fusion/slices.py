@@ -12,7 +12,7 @@ import torch
 from scipy.ndimage import shift
 
 from medseg_core.augment import Recipe, augment, crop
-from medseg_core.draw import Batch, Draw
+from medseg_core.draw import Batch, Draw, repeated
 from medseg_core.errors import MedsegError
 from medseg_core.store import Arrays
 from medseg_fusion.patients import BITS
@@ -88,9 +88,9 @@ class Slices:
         """Which slices an epoch has: so many with tumour as is asked, each as often as its like, and the others."""
         kinds, num = [np.flatnonzero(self.has_tumour), np.flatnonzero(~self.has_tumour)], len(self)
         if not self.tumour_share or not all(len(kind) for kind in kinds):
-            return rng.permutation(_repeated(np.arange(len(self.places)), num, rng))
+            return rng.permutation(repeated(np.arange(len(self.places)), num, rng))
         ill = round(self.tumour_share * num)
-        drawn = [_repeated(kind, part, rng) for kind, part in zip(kinds, (ill, num - ill), strict=True)]
+        drawn = [repeated(kind, part, rng) for kind, part in zip(kinds, (ill, num - ill), strict=True)]
         return rng.permutation(np.concatenate(drawn))
 
     def __getitem__(self, draw: Draw) -> Batch:
@@ -118,9 +118,3 @@ def size_of(cases: Sequence[Arrays]) -> int:
     """The edge that holds the largest slice, a multiple of 16 and at most 512."""
     edge = max(max(arrays["ct"].shape[:2]) for arrays in cases)
     return min(LARGEST, -(-edge // STRIDE) * STRIDE)
-
-
-def _repeated(kind: np.ndarray, num: int, rng: np.random.Generator) -> np.ndarray:
-    """So many of these: all of them as often as it goes, and some of them once more."""
-    whole, rest = divmod(num, len(kind))
-    return np.concatenate([np.tile(kind, whole), rng.permutation(kind)[:rest]])

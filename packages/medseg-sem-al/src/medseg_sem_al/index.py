@@ -239,15 +239,21 @@ def statistics(index: Index) -> list[dict[str, Any]]:
     return [*rows, _row("all", index.cases, index)] if len(names) > 1 else rows
 
 
+def moments(cases: Sequence[Case]) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels of these pictures, in [0, 1]."""
+    weights = [float(np.prod(case.notes["size"])) for case in cases]
+    means, stds = (np.array([case.notes[word] for case in cases]) for word in ("mean", "std"))
+    mean = float(np.average(means, weights=weights))
+    return mean, max(float(np.average(stds**2 + means**2, weights=weights)) - mean**2, 0.0) ** 0.5
+
+
 def _row(name: str, cases: Sequence[Case], index: Index) -> dict[str, Any]:
     labelled = [case for case in cases if "shares" in case.notes]
     sizes = np.array([case.notes["size"] for case in cases])
-    means, stds = (np.array([case.notes[word] for case in cases]) for word in ("mean", "std"))
-    mean = float(np.average(means, weights=sizes.prod(1)))
-    variance = float(np.average(stds**2 + means**2, weights=sizes.prod(1))) - mean**2
+    mean, std = moments(cases)
     row: dict[str, Any] = {"dataset": name, "images": len(cases), "labelled": len(labelled)}
     row |= {part: sum(case.split == part for case in labelled) for part in SPLITS if part}
-    row |= {"size": [sizes.min(0).tolist(), sizes.max(0).tolist()], "mean": mean, "std": max(variance, 0.0) ** 0.5}
+    row |= {"size": [sizes.min(0).tolist(), sizes.max(0).tolist()], "mean": mean, "std": std}
     row["pixel_nm"] = sorted({case.notes["pixel_nm"] for case in cases if "pixel_nm" in case.notes})
     if labelled:
         pixels = np.array([np.prod(case.notes["size"]) for case in labelled])

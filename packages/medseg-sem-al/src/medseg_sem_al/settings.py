@@ -1,8 +1,10 @@
 """The settings of every command. Standard library and core's settings only: `--help` reads this file."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from medseg_core.config import setting
+from medseg_core.settings import AugmentConfig, TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,3 +26,96 @@ class IndexConfig:
         -1, "Rows to cut at the foot, where the instrument writes; -1 finds them.", low=-1, high=10000
     )
     pixel_nm: float = setting(0.0, "Edge of a pixel in nm, where no file says it; 0 is unknown.", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnConfig(AugmentConfig, TrainConfig):
+    """Learning."""
+
+    encoder: str = setting(
+        "unet",
+        "unet, six_levels (the original's, 202 million parameters), resnet18|34|50, efficientnet_b0|b4|b5, vit_tiny, "
+        "dinov2_small|base|large; weights are random.",
+    )
+    width: int = setting(16, "unet: channels at full size; each of four coarser levels has twice as many.", low=1)
+    size: int = setting(256, "Edge of a training window in pixels.", low=16, high=4096)
+    epoch_windows: int = setting(
+        0, "Windows of an epoch; 0 is as many as cover the pictures once, and 64 at least.", low=0
+    )
+    epochs: int = setting(60, "Passes over the windows.", low=1, exact=False)
+    batch_size: int = setting(8, "Windows per update, over all processes.", low=1)
+    lr: float = setting(1e-3, "Learning rate at its highest.", low=0)
+    weight_decay: float = setting(1e-5, "Decay of the weights.", low=0)
+    optimizer: Literal["adam", "adamw", "sgd"] = setting("adamw", "Rule of the update.")
+    ema: float = setting(0.99, "Decay of averaged weights, 0 for none; validation uses them.", low=0, high=1)
+    val_every: int = setting(2, "Epochs between validations.", low=1)
+    flip_chance: float | None = setting(0.5, "Chance to mirror along each axis.", low=0, high=1)
+    flip_axes: tuple[int, ...] | None = setting((0, 1), "Axes that may be mirrored: rows, columns.", low=0, high=1)
+    turn_chance: float | None = setting(0.5, "Chance of one to three quarter turns.", low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegConfig(LearnConfig):
+    """Segmentation."""
+
+    decoder: Literal["unet", "deeplabv3plus"] = setting("unet", "What makes classes of the encoder's levels.")
+    mode: Literal["full", "frozen", "differential"] = setting(
+        "full", "frozen: the encoder stays as it is; differential: it learns at encoder-lr."
+    )
+    encoder_lr: float = setting(1e-5, "differential: learning rate of the encoder.", low=0)
+    loss: Literal["dice_ce", "ce", "dice", "focal"] = setting("dice_ce", "dice_ce is Dice and cross entropy.")
+    sampler: Literal["uniform", "per-dataset", "per-class"] = setting(
+        "uniform", "What is drawn equally often: each picture, each data set, or each class, with windows around it."
+    )
+    datasets: tuple[str, ...] = setting((), "Data sets to learn from; none is all.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(SegConfig):
+    """Fine-tuning."""
+
+    mode: Literal["full", "frozen", "differential"] = setting(
+        "differential", "frozen: the encoder stays as it is; differential: it learns at encoder-lr; full: all alike."
+    )
+    lr: float = setting(1e-4, "Learning rate at its highest.", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(LearnConfig):
+    """Self-supervision."""
+
+    method: Literal["mae", "autoencoder", "dino"] = setting(
+        "autoencoder",
+        "mae: a vit sees a quarter of the patches and tells the rest; autoencoder: any encoder fills hidden patches, "
+        "without short cuts; dino: two views agree.",
+    )
+    patch: int = setting(16, "autoencoder: edge of a hidden patch in pixels.", low=2, high=256)
+    hidden: float = setting(0.75, "mae, autoencoder: share of patches that are hidden.", low=0.05, high=0.95)
+    ssim_weight: float = setting(0.5, "autoencoder: weight of 1 - SSIM beside the squared error.", low=0)
+    num_prototypes: int = setting(256, "dino: outputs of the head.", low=2)
+    num_small: int = setting(2, "dino: small views beside the two large ones.", low=0, high=8)
+    held: float = setting(0.2, "Share of groups held out, on which reconstructions are judged.", low=0, high=0.9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoConfig(SegConfig):
+    """Semi-supervision."""
+
+    sure: float = setting(0.95, "Probability from which the teacher's pixels are taught.", low=0, high=1)
+    pseudo_weight: float = setting(1.0, "Weight of unlabelled pixels at the end of the ramp.", low=0)
+    ramp: float = setting(0.3, "Share of the run in which that weight rises from 0.", low=0, high=1)
+    mix_chance: float = setting(0.5, "Chance that a box of another unlabelled window is pasted in.", low=0, high=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Prediction."""
+
+    window: int = setting(512, "Edge of a tile in pixels; smaller pictures are seen at once.", low=32, high=8192)
+    overlap: float = setting(0.25, "Least share that neighbouring tiles have in common.", low=0, high=0.9)
+    banner: int = setting(
+        -1, "Rows at the foot where the instrument writes, which are not looked at; -1 finds them.", low=-1, high=10000
+    )
+    mirror: bool = setting(False, "Average over mirror images; four times the work.")
+    pixel_nm: float = setting(0.0, "Edge of a pixel in nm, where no file says it; 0 is unknown.", low=0)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:1.")

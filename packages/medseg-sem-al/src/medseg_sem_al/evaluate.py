@@ -1,0 +1,189 @@
+"""A run on labelled micrographs: per class and data set, beside the majority class.
+
+OUT/report.html, cases.csv, summary.csv, summary.json   as in medseg-core; a case is a picture, a structure is a class
+OUT/results.json         mean IoU with its interval, scores of each class, of all pictures and of each data set
+OUT/confusion.csv, .png  rows are true classes, columns predicted ones, in pixels
+OUT/panels/X.png         image | truth | prediction | error
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from medseg_core import figures
+from medseg_core.cases import SPLITS, Case
+from medseg_core.config import strict
+from medseg_core.errors import MedsegError, meant
+from medseg_core.evaluate import evaluate
+from medseg_core.io import write_picture, write_text
+from medseg_core.pairs import Pair
+from medseg_core.progress import track
+from medseg_core.report import write_report
+from medseg_core.run import read_json
+from medseg_core.table import write_csv
+from medseg_core.volume import Picture
+from medseg_sem_al.confusion import confusion, miou_interval, overall, per_class
+from medseg_sem_al.index import Index, read_index
+from medseg_sem_al.panels import panel
+from medseg_sem_al.predict import Predictor
+from medseg_sem_al.settings import PredictConfig
+
+REPORT, RESULTS = "report.html", "results.json"
+
+
+def evaluate_run(
+    index_file: Path,
+    run: Path,
+    out: Path,
+    *,
+    split: str = "test",
+    config: PredictConfig | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Scores the pictures that the run's own split.json has in `split`, or all that have masks.
+
+    Args:
+        index_file: what `index` made, of the same classes.
+        split: train, val, test or all.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        MedsegError: no such pictures, other classes, or an output in use.
+    """
+    out = Path(out)
+    if (out / REPORT).exists() and not overwrite:
+        raise MedsegError(f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out")
+    predictor, index = Predictor(run, config), read_index(index_file)
+    if list(index.classes.names) != predictor.names:
+        said = f"{index_file} has the classes {', '.join(index.classes.names)}, the run {', '.join(predictor.names)}"
+        raise MedsegError(f"{said}; index with the same --colors")
+    cases, trained_on = wanted(index, run, split, index_file)
+    if (out / REPORT).exists():  # of another split, perhaps
+        shutil.rmtree(out / "panels", ignore_errors=True)
+    counts: dict[str, np.ndarray] = {}
+    commonest = _commonest(index, trained_on)
+    evaluation = evaluate(
+        _pairs(index, cases, predictor, counts, out),
+        {k + 1: name for k, name in enumerate(predictor.names)},
+        baselines={"majority": lambda pair: np.full(pair.label.shape, commonest + 1, np.uint8)},
+        out=out,
+    )
+    found = results(cases, counts, predictor.names)
+    write_text(out / RESULTS, json.dumps(strict(found), indent=1) + "\n")
+    total = np.sum(list(counts.values()), axis=0)
+    names = predictor.names
+    rows = [{"true": names[k], **dict(zip(names, row.tolist(), strict=True))} for k, row in enumerate(total)]
+    write_csv(out / "confusion.csv", rows, ["true", *names])
+    pictures = [figures.save(_drawn(total, names), out / "confusion.png"), *_shown(counts, out)]
+    title = f"{Path(run).name} on {Path(index_file).stem}, split {split}"
+    write_report(out, evaluation, title=title, notes=_notes(found, trained_on, cases), pictures=pictures)
+    return found
+
+
+def wanted(index: Index, run: Path, split: str, where: Path) -> tuple[list[Case], set[str]]:
+    """The labelled pictures of a split, and what the run was trained on.
+
+    Raises:
+        MedsegError: an unknown split, or one without pictures.
+    """
+    if split not in (known := (*filter(None, SPLITS), "all")):
+        raise MedsegError(f"there is no split {split!r}{meant(split, known)}; take of {', '.join(known)}")
+    file = (Path(run) if Path(run).is_dir() else Path(run).parent) / "split.json"
+    parts = read_json(file) if file.is_file() else {}
+    cases = [case for case in index.cases if "label" in case.files]
+    chosen = cases if split == "all" else [case for case in cases if case.id in parts.get(split, ())]
+    if not chosen:
+        sizes = ", ".join(f"{len(parts.get(part, ()))} in {part}" for part in ("train", "val", "test"))
+        raise MedsegError(
+            f"no picture of {where} with a mask is in split {split!r} of {run} ({sizes}); try --split all"
+        )
+    return chosen, set(parts.get("train", ()))
+
+
+def results(cases: Sequence[Case], counts: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+    """Scores of all pictures together, and of those of each data set.
+
+    Args:
+        counts: case -> (K, K) of `confusion`.
+    """
+    datasets = list(dict.fromkeys(case.notes["dataset"] for case in cases))
+    parts = {name: [case for case in cases if case.notes["dataset"] == name] for name in datasets}
+    told = _scores(cases, counts, names)
+    return {**told, "datasets": {name: _scores(part, counts, names) for name, part in parts.items()}}
+
+
+def _scores(cases: Sequence[Case], counts: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+    stacked = np.stack([counts[case.id] for case in cases])
+    total = stacked.sum(0)
+    low, high = miou_interval(stacked, [case.unit for case in cases])
+    classes = {
+        name: {word: float(values[k]) for word, values in per_class(total).items()} for k, name in enumerate(names)
+    }
+    groups = len({case.unit for case in cases})
+    numbers = {**overall(total), "miou_low": low, "miou_high": high, "pictures": len(cases), "groups": groups}
+    return {**numbers, "classes": classes}
+
+
+def _pairs(
+    index: Index, cases: Sequence[Case], predictor: Predictor, counts: dict[str, np.ndarray], out: Path
+) -> Iterator[Pair]:
+    """Ids from 1 on, as 0 has no score in core and is a class here."""
+    for case in track(cases, "Evaluating"):
+        image, label = index.image(case), index.label(case)
+        mask = predictor.mask(image)
+        counts[case.id] = confusion(mask, label, len(predictor.names))
+        write_picture(Picture(panel(image, label, mask, predictor.colours)), out / "panels" / f"{case.id}.png")
+        nm = case.notes.get("pixel_nm")
+        spacing, unit = ((nm, nm), "nm") if nm else ((1.0, 1.0), "px")
+        yield Pair(case.id, mask + 1, label + 1, spacing, unit, images={"sem": image})
+
+
+def _commonest(index: Index, trained_on: set[str]) -> int:
+    """The class that most pixels of the training pictures have."""
+    cases = [case for case in index.cases if "shares" in case.notes]
+    cases = [case for case in cases if case.id in trained_on] or cases
+    areas = [np.prod(case.notes["size"]) for case in cases]
+    return int(np.average([case.notes["shares"] for case in cases], axis=0, weights=areas).argmax())
+
+
+def _shown(counts: Mapping[str, np.ndarray], out: Path) -> list[Path]:
+    """Panels of the worst and of the median picture."""
+    ranked = sorted(counts, key=lambda name: overall(counts[name])["miou"])
+    chosen = dict.fromkeys((ranked[0], ranked[len(ranked) // 2]))
+    return [out / "panels" / f"{name}.png" for name in chosen]
+
+
+def _notes(found: Mapping[str, Any], trained_on: set[str], cases: Sequence[Case]) -> list[str]:
+    seen = sorted(trained_on & {case.id for case in cases})
+    notes = [f"Trained on {', '.join(seen)}: these scores say that it learnt, not how it does on others."] * bool(seen)
+    ends = f"[{found['miou_low']:.3f}, {found['miou_high']:.3f}]"
+    told = f"Mean IoU {found['miou']:.3f} {ends} over {found['groups']} groups of {found['pictures']} pictures"
+    notes.append(
+        f"{told}; {found['majority']:.3f} for the majority class everywhere. Pixels of all pictures count together."
+    )
+    notes.append("Panels: image, truth, prediction, error (orange); of the worst picture and of the median one.")
+    return notes
+
+
+def _drawn(total: np.ndarray, names: Sequence[str]) -> Figure:
+    """Shares of each true class."""
+    shares = total / np.maximum(total.sum(1, keepdims=True), 1)
+    edge = 1.6 + 0.9 * len(names)
+    figure = Figure(figsize=(edge + 0.6, edge), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), value in np.ndenumerate(shares):
+        colour = "white" if value > 0.5 else "black"
+        axes.text(column, row, f"{100 * value:.1f} %", ha="center", va="center", color=colour, fontsize=9)
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    return figure
