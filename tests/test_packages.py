@@ -18,7 +18,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 FOLDERS = sorted(path.parent for path in (ROOT / "packages").glob("*/pyproject.toml"))
 PROJECTS = {folder.name: tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in FOLDERS}
-MOST_PACKAGES = 30  # beside the torch stack; each one is a download, a licence and a way to break
+MOST_PACKAGES = {"medseg-totalseg": 30, "medseg-sem-al": 50}  # beside the torch stack, core's among them; each one is
+# a download, a licence and a way to break
 
 each_package = pytest.mark.parametrize("name", PROJECTS)
 
@@ -83,11 +84,12 @@ def test_a_package_carries_what_its_users_look_for(name):
     assert version_of(name) in (folder / "CHANGELOG.md").read_text()
 
 
-def test_the_two_packages_stay_within_the_budget(capsys):
-    beside = closure("medseg-totalseg") - closure("torch") - PROJECTS.keys()
+@pytest.mark.parametrize("name", MOST_PACKAGES)
+def test_a_package_and_core_stay_within_the_budget(name, capsys):
+    beside = closure(name) - closure("torch") - PROJECTS.keys()
     with capsys.disabled():
-        print(f"\n{len(beside)} packages beside the torch stack: {' '.join(sorted(beside))}")
-    assert len(beside) <= MOST_PACKAGES
+        print(f"\n{name}: {len(beside)} packages beside the torch stack: {' '.join(sorted(beside))}")
+    assert len(beside) <= MOST_PACKAGES[name]
 
 
 def version_of(name: str) -> str:

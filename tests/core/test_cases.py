@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medseg_core.cases import Case, keep_split, read_cases, read_split, split_cases, write_cases, write_split
+from medseg_core.cases import (
+    Case,
+    keep_split,
+    of_split,
+    read_cases,
+    read_split,
+    split_cases,
+    warned_of_training,
+    write_cases,
+    write_split,
+)
 from medseg_core.errors import MedsegError
 
 
@@ -235,3 +245,36 @@ def test_the_split_of_a_run_stays_what_it_was_begun_with(tmp_path):
     with pytest.raises(MedsegError, match="has another split, or other cases"):
         keep_split(tmp_path / "split.json", cohort(2, split="train"), seed=1)
     assert (tmp_path / "split.json").read_bytes() == begun
+
+
+PARTS = ("train", "val", "test")
+
+
+@pytest.fixture
+def ran(tmp_path):
+    """A run that was trained on a, validated on b and shall be tested on c; and those cases with one more."""
+    write_split(tmp_path / "split.json", [Case(n, {}, split=s) for n, s in zip("abc", PARTS, strict=True)], seed=1)
+    return tmp_path, [Case(name, {}) for name in "abcd"]
+
+
+def test_a_run_knows_which_cases_are_in_a_part_and_what_it_was_trained_on(ran):
+    run, cases = ran
+    for part, name in zip(PARTS, "abc", strict=True):
+        chosen, trained_on = of_split(cases, run / "best.safetensors", part)
+        assert [case.id for case in chosen] == [name]
+        assert trained_on == {"a"}
+    assert len(of_split(cases, run, "all")[0]) == 4
+
+
+def test_a_part_that_is_unknown_or_empty_is_refused_with_what_there_is(ran):
+    run, cases = ran
+    with pytest.raises(MedsegError, match=r"no split 'tets'.*did you mean 'test'"):
+        of_split(cases, run, "tets")
+    with pytest.raises(MedsegError, match=r"of 1 cases .* \(1 in train, 1 in val, 1 in test\); try --split all"):
+        of_split(cases[3:], run, "test")
+
+
+def test_scores_of_cases_that_were_trained_on_come_with_a_warning(ran):
+    _, cases = ran
+    assert warned_of_training(cases, {"a", "z"})[0].startswith("Trained on a:")
+    assert warned_of_training(cases[1:], {"a"}) == []

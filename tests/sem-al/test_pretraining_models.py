@@ -221,8 +221,9 @@ def test_ssim_drives_the_network_too():
     model = lambda x, hidden: told  # noqa: E731
     model.patch = 16
     found = MaskedPixels(0.5, 1.0, GREY)(model, {"image": image}, SimpleNamespace(rng=rng()))
-    (gradient,) = torch.autograd.grad(found["ssim"], told)
-    assert gradient.abs().sum() > 0
+    of = {name: torch.autograd.grad(value, told, retain_graph=True)[0] for name, value in found.items()}
+    assert of["ssim"].abs().sum() > 0
+    assert torch.allclose(of["loss"], of["mse"] - of["ssim"], atol=1e-7)
 
 
 def test_ssim_of_equal_pictures_is_1_and_of_flat_ones_by_hand():
@@ -250,9 +251,9 @@ def test_ssim_has_the_right_gradient():
 
 def test_ssim_counts_the_windows_that_are_asked_for():
     x, y = torch.rand(2, 1, 1, 40, 40, generator=rng())
-    y[..., :20] = x[..., :20]
+    y[..., 9:31, 9:31] = x[..., 9:31, 9:31]
     where = torch.zeros(1, 1, 40, 40, dtype=torch.bool)
-    where[..., :15] = True  # windows of 11 around these lie in the equal half
+    where[..., 14:26, 14:26] = True  # windows of 11 around these lie where both are equal
     assert float(ssim(x, y, where=where)) == pytest.approx(1)
     assert float(ssim(x, y, where=~where)) < 0.9
 
@@ -293,7 +294,7 @@ def test_a_view_is_taught_by_the_other_large_view_never_by_itself():
     places = {0: (0, 0), 1: (1, 0), 2: (0, 1), 3: (1, 1), 4: (2, 0), 5: (2, 1)}
 
     def answers(table):
-        return lambda x: torch.tensor(np.array([table[places[int(v)]] for v in x.flatten()]))
+        return lambda *views: torch.tensor(np.array([table[places[int(v)]] for x in views for v in x.flatten()]))
 
     at = SimpleNamespace(teacher=answers(teacher))
     found = Agreement()(answers(student), batch, at)

@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -187,6 +187,36 @@ def keep_split(path: Path, cases: Sequence[Case], *, seed: int) -> None:
     begun = _read_json(path, tuple(lists))
     if any(begun[kind] != names for kind, names in lists.items()):
         raise MedsegError(f"{path} has another split, or other cases; go on with that one, or choose another --out")
+
+
+def of_split(cases: Sequence[Case], run: Path, split: str) -> tuple[list[Case], set[str]]:
+    """The cases that a run's own split.json has in a part, or all of them, and the ids that the run was trained on.
+
+    Args:
+        cases: with labels.
+        run: its folder, or a weights file in it.
+        split: train, val, test or all.
+
+    Raises:
+        MedsegError: an unknown part, or one without cases.
+    """
+    if split not in (known := (*filter(None, SPLITS), "all")):
+        raise MedsegError(f"there is no split {split!r}{meant(split, known)}; take of {', '.join(known)}")
+    run = Path(run)
+    file = (run if run.is_dir() else run.parent) / "split.json"
+    parts = _read_json(file, ("train", "val", "test")) if file.is_file() else {}
+    chosen = list(cases) if split == "all" else [case for case in cases if case.id in parts.get(split, ())]
+    if not chosen:
+        sizes = ", ".join(f"{len(parts.get(part, ()))} in {part}" for part in ("train", "val", "test"))
+        said = f"of {len(cases)} cases with labels none is in split {split!r} of {run} ({sizes})"
+        raise MedsegError(f"{said}; try --split all")
+    return chosen, set(parts.get("train", ()))
+
+
+def warned_of_training(cases: Sequence[Case], trained_on: Collection[str]) -> list[str]:
+    """What a reader of scores must know where some of these cases were trained on."""
+    seen = sorted({case.id for case in cases} & set(trained_on))
+    return [f"Trained on {', '.join(seen)}: these scores say that it learnt, not how it does on others."] * bool(seen)
 
 
 def _lists(cases: Sequence[Case]) -> dict[str, list[str]]:

@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from medseg_core.cases import SPLITS, Case
+from medseg_core.cases import Case, of_split, warned_of_training
 from medseg_core.config import strict
-from medseg_core.errors import MedsegError, meant
+from medseg_core.errors import MedsegError
 from medseg_core.evaluate import Evaluation, evaluate
 from medseg_core.intervals import NUM_RESAMPLES
 from medseg_core.io import write_picture, write_text
 from medseg_core.pairs import Pair
 from medseg_core.progress import track
 from medseg_core.report import write_report
-from medseg_core.run import read_json
 from medseg_core.store import Arrays
 from medseg_core.volume import Picture
 from medseg_fusion.measures import agreement, burden, thresholds
@@ -61,7 +60,8 @@ def evaluate_run(
     if (out / REPORT).exists() and not overwrite:
         raise MedsegError(f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out")
     predictor = Predictor(run, config)
-    cases, trained_on = _wanted(cache, run, split)
+    labelled = [case for case in read_cohort(cache) if "label" in Arrays(case.files["arrays"]).names]
+    cases, trained_on = of_split(labelled, run, split)
     for case in cases:
         predictor.check_unit(case.id, Arrays(case.files["arrays"]).about["unit"])
     if (out / REPORT).exists():
@@ -74,10 +74,7 @@ def evaluate_run(
     evaluation = evaluate(pairs, {1: "tumour"}, **how)
     found = results(evaluation, slices)
     write_text(out / RESULTS, json.dumps(strict(found), indent=1) + "\n")
-    seen = sorted(trained_on & {case.id for case in cases})
-    notes = (
-        [f"Trained on {', '.join(seen)}: these scores say that it learnt, not how it does on others."] if seen else []
-    )
+    notes = warned_of_training(cases, trained_on)
     bare = "A patient without tumour has no Dice where nothing was found, and 0 where something was."
     notes.append(f"Threshold {predictor.threshold:g}, on the grid of the cache. {bare}")
     notes += [
@@ -181,19 +178,3 @@ def _save(out: Path, names: Sequence[str], mask: np.ndarray, arrays: Arrays, int
 def _upright(plane: np.ndarray) -> np.ndarray:
     """A slice of RAS voxels as a picture: the front on top, the patient's right on the left."""
     return plane.T[::-1, ::-1]
-
-
-def _wanted(cache: Path, run: Path, split: str) -> tuple[list[Case], set[str]]:
-    """The patients of a split that have masks, and whom the run was trained on."""
-    if split not in (known := (*filter(None, SPLITS), "all")):
-        raise MedsegError(f"there is no split {split!r}{meant(split, known)}; take of {', '.join(known)}")
-    file = (Path(run) if Path(run).is_dir() else Path(run).parent) / "split.json"
-    parts = read_json(file) if file.is_file() else {}
-    cases = [case for case in read_cohort(cache) if "label" in Arrays(case.files["arrays"]).names]
-    chosen = cases if split == "all" else [case for case in cases if case.id in parts.get(split, ())]
-    if not chosen:
-        sizes = ", ".join(f"{len(parts.get(part, ()))} in {part}" for part in ("train", "val", "test"))
-        raise MedsegError(
-            f"no patient of {cache} with a mask is in split {split!r} of {run} ({sizes}); try --split all"
-        )
-    return chosen, set(parts.get("train", ()))

@@ -16,15 +16,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medseg_core import figures
-from medseg_core.cases import SPLITS, Case
+from medseg_core.cases import Case, of_split, warned_of_training
 from medseg_core.config import strict
-from medseg_core.errors import MedsegError, meant
+from medseg_core.errors import MedsegError
 from medseg_core.evaluate import evaluate
 from medseg_core.io import write_picture, write_text
 from medseg_core.pairs import Pair
 from medseg_core.progress import track
 from medseg_core.report import write_report
-from medseg_core.run import read_json
 from medseg_core.table import write_csv
 from medseg_core.volume import Picture
 from medseg_sem_al.confusion import confusion, miou_interval, overall, per_class
@@ -64,7 +63,7 @@ def evaluate_run(
     if list(index.classes.names) != predictor.names:
         said = f"{index_file} has the classes {', '.join(index.classes.names)}, the run {', '.join(predictor.names)}"
         raise MedsegError(f"{said}; index with the same --colors")
-    cases, trained_on = wanted(index, run, split, index_file)
+    cases, trained_on = of_split([case for case in index.cases if "label" in case.files], run, split)
     if (out / REPORT).exists():  # of another split, perhaps
         shutil.rmtree(out / "panels", ignore_errors=True)
     counts: dict[str, np.ndarray] = {}
@@ -85,26 +84,6 @@ def evaluate_run(
     title = f"{Path(run).name} on {Path(index_file).stem}, split {split}"
     write_report(out, evaluation, title=title, notes=_notes(found, trained_on, cases), pictures=pictures)
     return found
-
-
-def wanted(index: Index, run: Path, split: str, where: Path) -> tuple[list[Case], set[str]]:
-    """The labelled pictures of a split, and what the run was trained on.
-
-    Raises:
-        MedsegError: an unknown split, or one without pictures.
-    """
-    if split not in (known := (*filter(None, SPLITS), "all")):
-        raise MedsegError(f"there is no split {split!r}{meant(split, known)}; take of {', '.join(known)}")
-    file = (Path(run) if Path(run).is_dir() else Path(run).parent) / "split.json"
-    parts = read_json(file) if file.is_file() else {}
-    cases = [case for case in index.cases if "label" in case.files]
-    chosen = cases if split == "all" else [case for case in cases if case.id in parts.get(split, ())]
-    if not chosen:
-        sizes = ", ".join(f"{len(parts.get(part, ()))} in {part}" for part in ("train", "val", "test"))
-        raise MedsegError(
-            f"no picture of {where} with a mask is in split {split!r} of {run} ({sizes}); try --split all"
-        )
-    return chosen, set(parts.get("train", ()))
 
 
 def results(cases: Sequence[Case], counts: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
@@ -161,8 +140,7 @@ def _shown(counts: Mapping[str, np.ndarray], out: Path) -> list[Path]:
 
 
 def _notes(found: Mapping[str, Any], trained_on: set[str], cases: Sequence[Case]) -> list[str]:
-    seen = sorted(trained_on & {case.id for case in cases})
-    notes = [f"Trained on {', '.join(seen)}: these scores say that it learnt, not how it does on others."] * bool(seen)
+    notes = warned_of_training(cases, trained_on)
     ends = f"[{found['miou_low']:.3f}, {found['miou_high']:.3f}]"
     told = f"Mean IoU {found['miou']:.3f} {ends} over {found['groups']} groups of {found['pictures']} pictures"
     notes.append(

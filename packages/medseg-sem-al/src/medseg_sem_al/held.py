@@ -156,8 +156,8 @@ def retrieved(features_2ND: Tensor) -> float:
 
 
 def nearest(features_ND: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """(N, num) places and cosines of the rows most like each row, itself left out."""
-    unit = torch.nn.functional.normalize(features_ND.double(), dim=1)
+    """(N, num) places and cosines of the rows most like each row, itself left out; what all have in common is too."""
+    unit = torch.nn.functional.normalize(features_ND.double() - features_ND.double().mean(0), dim=1)
     cosines = (unit @ unit.T).fill_diagonal_(-np.inf)
     found = cosines.topk(num, 1)
     return found.indices, found.values

@@ -79,12 +79,11 @@ class Agreement:
     def __call__(self, model: nn.Module, batch: Batch, at: At) -> Mapping[str, Tensor]:
         """See `medseg_core.trainer.Step`."""
         assert at.teacher is not None
-        large_VBCHW = batch["large"].transpose(0, 1)
+        views = [batch[name].transpose(0, 1).flatten(0, 1) for name in ("large", "small") if name in batch]
         with torch.no_grad():
-            taught_VBK = torch.stack([sinkhorn(logits / TEACHER) for logits in _of_views(at.teacher, large_VBCHW)])
-        learnt_VBK = _of_views(model, large_VBCHW)
-        if "small" in batch:
-            learnt_VBK = torch.cat([learnt_VBK, _of_views(model, batch["small"].transpose(0, 1))])
+            large_VBK = at.teacher(views[0]).float().unflatten(0, (2, -1))
+            taught_VBK = torch.stack([sinkhorn(logits / TEACHER) for logits in large_VBK])
+        learnt_VBK = model(*views).float().unflatten(0, (-1, len(batch["large"])))
         told_VBK = (learnt_VBK / STUDENT).log_softmax(-1)
         pairs = [(v, t) for t in range(len(taught_VBK)) for v in range(len(told_VBK)) if v != t]
         loss = torch.stack([-(taught_VBK[t] * told_VBK[v]).sum(-1).mean() for v, t in pairs]).mean()
@@ -151,8 +150,3 @@ def _smooth(x: Tensor) -> Tensor:
 def _hidden_of(image_NCHW: Tensor, patch: int, share: float, at: At) -> Tensor:
     grid = [edge // patch for edge in image_NCHW.shape[2:]]
     return hidden_patches(len(image_NCHW), grid, share, at.rng).to(image_NCHW.device)
-
-
-def _of_views(model: nn.Module, views_VBCHW: Tensor) -> Tensor:
-    """(V, B, K) logits."""
-    return model(views_VBCHW.flatten(0, 1)).float().unflatten(0, views_VBCHW.shape[:2])

@@ -31,6 +31,8 @@ def painted(ids: np.ndarray, colours: Sequence[Sequence[int]]) -> np.ndarray:
 def overlaid(grey: np.ndarray, ids: np.ndarray, colours: Sequence[Sequence[int]]) -> np.ndarray:
     """(H, W, 3) uint8: the picture, its classes in colour with a third of their strength, their borders in full.
 
+    A black class leaves the picture as it is.
+
     Args:
         grey: (H, W) in [0, 1].
     """
@@ -39,7 +41,8 @@ def overlaid(grey: np.ndarray, ids: np.ndarray, colours: Sequence[Sequence[int]]
     border[:-1] |= ids[:-1] != ids[1:]
     border[:, :-1] |= ids[:, :-1] != ids[:, 1:]
     mixed = np.where(border[..., None], paint, 0.65 * ground + 0.35 * paint)
-    mixed = np.where((ids == UNSEEN)[..., None], ground, mixed)
+    bare = (ids == UNSEEN) | (~border & ~paint.any(-1))
+    mixed = np.where(bare[..., None], ground, mixed)
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 

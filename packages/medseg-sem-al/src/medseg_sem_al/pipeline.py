@@ -174,7 +174,7 @@ def _stage(
     if given.get("mode") in tuple(MODES):
         given["mode"] = MODES[given["mode"]]
     save = entry.get("save", ["best", "last"])
-    save = (save,) if isinstance(save, str) else tuple(save)
+    save = tuple(save) if isinstance(save, list) else (save,)
     if wrong := [str(word) for word in save if word not in SAVES]:
         raise MedsegError(f"stage {name!r} saves {wrong[0]!r}{meant(wrong[0], SAVES)}; take of {', '.join(SAVES)}")
     if "checkpoint" in save:

@@ -1,4 +1,4 @@
-"""Learning an encoder from pictures without labels, looking at what it learnt, and taking it over."""
+"""Learning an encoder from pictures without labels, and looking at what it learnt."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from torch import nn
 
 from medseg_core.augment import recipe
 from medseg_core.cases import Case, keep_split, read_split, split_cases
-from medseg_core.checkpoint import Card, load_model, load_weights, read_card, weights_file
+from medseg_core.checkpoint import Card, load_model
 from medseg_core.config import resolve, strict
 from medseg_core.device import choose_device
 from medseg_core.distributed import from_first
@@ -28,7 +28,6 @@ from medseg_core.volume import Picture
 from medseg_sem_al import __version__
 from medseg_sem_al.held import Reconstruction, Retrieval, nearest
 from medseg_sem_al.index import Index, read_index
-from medseg_sem_al.models.encoders import CNNEncoder, ViTEncoder, load_pretrained
 from medseg_sem_al.models.original import WIDTHS
 from medseg_sem_al.models.pretraining import METHODS
 from medseg_sem_al.objectives import Agreement, MaskedPixels, MaskedTokens
@@ -131,39 +130,6 @@ def step_of(card: Card, config: PretrainConfig) -> Step:
     if config.method == "autoencoder":
         return MaskedPixels(config.hidden, config.ssim_weight, card.intensity)
     return Agreement()
-
-
-def load_encoder(encoder: nn.Module, path: Path) -> tuple[int, int]:
-    """Fills the encoder of a network from a run of pre-training or of segmentation, its weights, or a file of timm's.
-
-    Weights of a run must fit in every tensor. A .safetensors without a card is of timm's kind, and may lack what timm
-    fills in otherwise (see `load_pretrained`), but not more than a tenth.
-
-    Args:
-        encoder: of a `Segmenter`, say.
-
-    Returns:
-        How many values were filled, of how many.
-
-    Raises:
-        MedsegError: no such weights, or weights of another encoder; both are named.
-    """
-    file, total = weights_file(path), sum(tensor.numel() for tensor in encoder.state_dict().values())
-    try:
-        card = read_card(file)
-    except MedsegError:
-        if isinstance(encoder, (CNNEncoder, ViTEncoder)):
-            return load_pretrained(encoder, file)
-        raise
-    try:
-        load_weights(encoder, file, take="encoder")
-    except MedsegError as error:
-        known = {name: card.arguments[name] for name in ("in_channels", "encoder", "width") if name in card.arguments}
-        told = ", ".join(f"{name} {value}" for name, value in known.items())
-        raise MedsegError(
-            f"{error}. The encoder of {card.model!r} there has {told or 'defaults'}; use the same"
-        ) from None
-    return total, total
 
 
 def inspect(run: Path, index_file: Path, out: Path) -> Mapping[str, Any]:

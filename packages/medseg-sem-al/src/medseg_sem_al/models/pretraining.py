@@ -70,7 +70,8 @@ class MaskedViT(nn.Module):
     """(N, C, H, W) with hidden patches -> (N, C, H, W): a vision transformer that sees the other patches alone.
 
     After He et al. (2022): tokens that are hidden never enter the encoder; a light decoder gets one learnt token in the
-    place of each, and positions that are fixed sines and cosines. It tells the pixels of a patch with mean 0 and
+    place of each. Positions are sines and cosines: fixed in the decoder, where they begin in the encoder. It tells the
+    pixels of a patch with mean 0 and
     deviation 1, as there; and, which is ours, that mean and deviation, so that the picture it makes owes nothing to the
     answer.
 
@@ -106,6 +107,10 @@ class MaskedViT(nn.Module):
             raise MedsegError(f"decoder_dim {decoder_dim} must be a multiple of 32 and depth {depth} at least 1")
         self.encoder = encoder_of(encoder, in_channels)
         assert isinstance(self.encoder, ViTEncoder)
+        body = self.encoder.body
+        with torch.no_grad():  # timm's random ones are so small that the order of tokens is learnt late
+            places = positions(body.patch_embed.grid_size, body.embed_dim)
+            body.pos_embed[0, -len(places) :] = places
         self.to_decoder = nn.Linear(self.encoder.widths[-1], decoder_dim)
         self.unseen = nn.Parameter(0.02 * torch.randn(decoder_dim))
         self.blocks = nn.ModuleList(
@@ -134,7 +139,7 @@ class MaskedViT(nn.Module):
         visible_NT = ~hidden_Nhw.flatten(1)
         seen_NtD = self.to_decoder(self.seen(x_NCHW, visible_NT))
         all_NTD = self.unseen.to(seen_NtD.dtype).expand(*visible_NT.shape, -1)
-        all_NTD = all_NTD.masked_scatter(visible_NT.flip(1)[..., None], seen_NtD)
+        all_NTD = all_NTD.masked_scatter(visible_NT[..., None], seen_NtD)
         all_NTD = all_NTD + positions(grid, all_NTD.shape[-1]).to(all_NTD)
         for block in self.blocks:
             all_NTD = block(all_NTD)
@@ -189,13 +194,15 @@ class SelfDistilled(nn.Module):
         super().__init__()
         _check_channels(in_channels, in_channels, width)
         self.encoder = _encoder(encoder, in_channels, width)
-        layers = [nn.Linear(self.encoder.widths[-1], hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()]
-        self.head = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
+        # batch norm takes away what all pictures have in common, next to which they hardly differ at first
+        first = [nn.BatchNorm1d(self.encoder.widths[-1]), nn.Linear(self.encoder.widths[-1], hidden, bias=False)]
+        self.head = nn.Sequential(*first, nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, bottleneck))
         self.prototypes = nn.Parameter(F.normalize(torch.randn(num_classes, bottleneck)))
 
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """For any H and W."""
-        return F.normalize(self.head(self.pooled(x_NCHW)), dim=1) @ F.normalize(self.prototypes, dim=1).T
+    def forward(self, x_NCHW: Tensor, *more: Tensor) -> Tensor:
+        """For any H and W; answers for pictures of other sizes come after the first ones."""
+        pooled_ND = torch.cat([self.pooled(x) for x in (x_NCHW, *more)])
+        return F.normalize(self.head(pooled_ND), dim=1) @ F.normalize(self.prototypes, dim=1).T
 
     def pooled(self, x_NCHW: Tensor) -> Tensor:
         """(N, D): the mean of the deepest level over the picture."""
