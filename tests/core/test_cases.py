@@ -278,3 +278,10 @@ def test_scores_of_cases_that_were_trained_on_come_with_a_warning(ran):
     _, cases = ran
     assert warned_of_training(cases, {"a", "z"})[0].startswith("Trained on a:")
     assert warned_of_training(cases[1:], {"a"}) == []
+
+
+def test_scores_of_weights_of_unknown_training_say_so(ran, tmp_path):
+    _, cases = ran
+    (tmp_path / "split.json").unlink()
+    chosen, trained_on = of_split(cases, tmp_path / "elsewhere.safetensors", "all")
+    assert "is not known" in warned_of_training(chosen, trained_on)[0]

@@ -189,7 +189,7 @@ def test_scores_on_other_pictures_are_not(whole):
     _, out = whole("test")
     text = (out / "report.html").read_text()
     assert "Trained on" not in text
-    assert "over 1 groups of 2 pictures; 0.146 for the majority class everywhere" in text
+    assert "as they are of one group, over 2 pictures, all pixels together; 0.146 for the commonest class" in text
 
 
 def test_every_data_set_has_scores_of_its_own(study):

@@ -214,7 +214,9 @@ def of_split(cases: Sequence[Case], run: Path, split: str) -> tuple[list[Case], 
 
 
 def warned_of_training(cases: Sequence[Case], trained_on: Collection[str]) -> list[str]:
-    """What a reader of scores must know where some of these cases were trained on."""
+    """What a reader of scores must know where some of these cases were trained on, or nobody knows."""
+    if not trained_on:
+        return ["No split.json lies beside the weights: whether they were trained on these cases is not known."]
     seen = sorted({case.id for case in cases} & set(trained_on))
     return [f"Trained on {', '.join(seen)}: these scores say that it learnt, not how it does on others."] * bool(seen)
 

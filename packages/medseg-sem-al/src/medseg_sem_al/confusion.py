@@ -31,13 +31,16 @@ def per_class(counts: np.ndarray) -> dict[str, np.ndarray]:
         }
 
 
-def overall(counts: np.ndarray) -> dict[str, float]:
+def overall(counts: np.ndarray, *, commonest: int | None = None) -> dict[str, float]:
     """`miou` and `dice`, means over the classes that are on either side; `accuracy`; `majority`, the same mean IoU of a
-    mask that is the commonest class everywhere.
+    mask that is one class everywhere.
+
+    Args:
+        commonest: that class; None is the commonest of these true pixels.
     """
     scores = per_class(counts)
     true = counts.sum(1)
-    best = int(true.argmax())
+    best = int(true.argmax()) if commonest is None else commonest
     alone = np.zeros_like(counts)
     alone[:, best] = true
     return {
@@ -70,6 +73,8 @@ def miou_interval(counts: np.ndarray, groups: Sequence[str], *, seed: int = 0) -
     if num < 2:
         return float("nan"), float("nan")
     draws = np.random.default_rng([seed, 0, 0, 0]).multinomial(num, np.full(num, 1 / num), NUM_RESAMPLES)
-    drawn = [overall(np.tensordot(draw, summed, 1))["miou"] for draw in draws]
-    low, high = np.percentile(drawn, (2.5, 97.5))
+    drawn = np.tensordot(draws, summed, 1)
+    both, either = np.diagonal(drawn, axis1=1, axis2=2), drawn.sum(1) + drawn.sum(2)
+    iou = np.divide(both, either - both, out=np.full(both.shape, np.nan), where=either > 0)
+    low, high = np.percentile(np.nanmean(iou, 1), (2.5, 97.5))
     return float(low), float(high)

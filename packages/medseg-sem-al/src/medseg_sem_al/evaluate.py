@@ -74,7 +74,7 @@ def evaluate_run(
         baselines={"majority": lambda pair: np.full(pair.label.shape, commonest + 1, np.uint8)},
         out=out,
     )
-    found = results(cases, counts, predictor.names)
+    found = results(cases, counts, predictor.names, commonest)
     write_text(out / RESULTS, json.dumps(strict(found), indent=1) + "\n")
     total = np.sum(list(counts.values()), axis=0)
     names = predictor.names
@@ -86,19 +86,24 @@ def evaluate_run(
     return found
 
 
-def results(cases: Sequence[Case], counts: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+def results(
+    cases: Sequence[Case], counts: Mapping[str, np.ndarray], names: Sequence[str], commonest: int
+) -> dict[str, Any]:
     """Scores of all pictures together, and of those of each data set.
 
     Args:
         counts: case -> (K, K) of `confusion`.
+        commonest: the class of the majority baseline.
     """
     datasets = list(dict.fromkeys(case.notes["dataset"] for case in cases))
     parts = {name: [case for case in cases if case.notes["dataset"] == name] for name in datasets}
-    told = _scores(cases, counts, names)
-    return {**told, "datasets": {name: _scores(part, counts, names) for name, part in parts.items()}}
+    told = _scores(cases, counts, names, commonest)
+    return {**told, "datasets": {name: _scores(part, counts, names, commonest) for name, part in parts.items()}}
 
 
-def _scores(cases: Sequence[Case], counts: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, Any]:
+def _scores(
+    cases: Sequence[Case], counts: Mapping[str, np.ndarray], names: Sequence[str], commonest: int
+) -> dict[str, Any]:
     stacked = np.stack([counts[case.id] for case in cases])
     total = stacked.sum(0)
     low, high = miou_interval(stacked, [case.unit for case in cases])
@@ -106,7 +111,13 @@ def _scores(cases: Sequence[Case], counts: Mapping[str, np.ndarray], names: Sequ
         name: {word: float(values[k]) for word, values in per_class(total).items()} for k, name in enumerate(names)
     }
     groups = len({case.unit for case in cases})
-    numbers = {**overall(total), "miou_low": low, "miou_high": high, "pictures": len(cases), "groups": groups}
+    numbers = {
+        **overall(total, commonest=commonest),
+        "miou_low": low,
+        "miou_high": high,
+        "pictures": len(cases),
+        "groups": groups,
+    }
     return {**numbers, "classes": classes}
 
 
@@ -141,11 +152,10 @@ def _shown(counts: Mapping[str, np.ndarray], out: Path) -> list[Path]:
 
 def _notes(found: Mapping[str, Any], trained_on: set[str], cases: Sequence[Case]) -> list[str]:
     notes = warned_of_training(cases, trained_on)
-    ends = f"[{found['miou_low']:.3f}, {found['miou_high']:.3f}]"
-    told = f"Mean IoU {found['miou']:.3f} {ends} over {found['groups']} groups of {found['pictures']} pictures"
-    notes.append(
-        f"{told}; {found['majority']:.3f} for the majority class everywhere. Pixels of all pictures count together."
-    )
+    ends = f"[{found['miou_low']:.3f}, {found['miou_high']:.3f}] over {found['groups']} groups of"
+    ends = ends if found["groups"] > 1 else "without an interval, as they are of one group, over"
+    told = f"Mean IoU {found['miou']:.3f} {ends} {found['pictures']} pictures, all pixels together"
+    notes.append(f"{told}; {found['majority']:.3f} for the commonest class of the training pictures everywhere.")
     notes.append("Panels: image, truth, prediction, error (orange); of the worst picture and of the median one.")
     return notes
 
