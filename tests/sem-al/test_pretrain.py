@@ -79,7 +79,9 @@ def index_of(*cases):
 
 def test_nothing_of_a_group_that_is_tested_on_is_looked_at():
     index = index_of(("a1", "a", "test"), ("a2", "a", ""), ("b1", "b", "train"), ("c1", "c", "val"), ("d1", "d", ""))
-    found = {case.id: case.split for case in divided(index, config(held=0.4), Path("index.json"))}
+    cases = divided(index, config(held=0.4), Path("index.json"))
+    found = {case.id: case.split for case in cases}
+    assert len(cases) == len(index.cases)
     assert (found["a1"], found["a2"]) == ("test", "test")
     rest = [found[name] for name in ("b1", "c1", "d1")]
     assert sorted(rest) == ["train", "train", "val"]

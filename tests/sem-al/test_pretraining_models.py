@@ -25,7 +25,7 @@ from medseg_sem_al.models.pretraining import (
     to_patches,
 )
 from medseg_sem_al.models.segmenter import Segmenter
-from medseg_sem_al.objectives import Agreement, MaskedPixels, MaskedTokens, psnr, sinkhorn, spread, ssim
+from medseg_sem_al.objectives import Agreement, MaskedPixels, MaskedTokens, distinct, psnr, sinkhorn, spread, ssim
 
 GREY = {"mean": 0.5, "std": 0.2}
 
@@ -279,6 +279,15 @@ def test_sinkhorn_uses_all_prototypes_though_all_pictures_want_one():
     assert torch.allclose(found.sum(0), torch.full((4,), 2.0), atol=1e-3)
 
 
+def test_a_teacher_that_hardly_tells_pictures_apart_teaches_as_sharply():
+    # at a fixed temperature all answers become uniform, and stay so
+    logits = torch.randn(6, 4, generator=rng(), dtype=torch.float64)
+    faint = 0.3 + 1e-3 * logits + torch.randn(4, generator=rng(), dtype=torch.float64)
+    assert torch.allclose(distinct(faint), distinct(logits), atol=1e-6)
+    assert float(distinct(faint).std(correction=0)) == pytest.approx(3)
+    assert not distinct(torch.ones(3, 4)).any()
+
+
 def test_entropies_tell_a_collapse():
     sure = 100 * torch.eye(4)
     told = [tuple(float(v) for v in spread(x).values()) for x in (sure, sure[:1].expand(4, 4), 0 * sure)]
@@ -298,7 +307,8 @@ def test_a_view_is_taught_by_the_other_large_view_never_by_itself():
 
     at = SimpleNamespace(teacher=answers(teacher))
     found = Agreement()(answers(student), batch, at)
-    taught = [sinkhorn(torch.tensor(t) / 0.05).float().numpy() for t in teacher]
+    apart = [t - t.mean(0) - t.mean(1, keepdims=True) + t.mean() for t in teacher]
+    taught = [sinkhorn(torch.tensor(3 * t / t.std())).numpy() for t in apart]
     logs = [s / 0.1 - np.log(np.exp(s / 0.1).sum(-1, keepdims=True)) for s in student]
     pairs = [(1, 0), (2, 0), (0, 1), (2, 1)]
     want = np.mean([-(taught[t] * logs[v]).sum(-1).mean() for v, t in pairs])

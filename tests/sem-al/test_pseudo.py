@@ -13,25 +13,10 @@ from medseg_sem_al.index import build_index, read_index
 from medseg_sem_al.phantom import phantom
 from medseg_sem_al.pseudo import Both, PseudoStep, moved_only, pasted, pseudo, rise
 from medseg_sem_al.samples import intensity_of
-from medseg_sem_al.settings import IndexConfig, PseudoConfig, SegConfig
-from medseg_sem_al.train import card_of, train, windows_of
+from medseg_sem_al.settings import IndexConfig, PseudoConfig
+from medseg_sem_al.train import card_of, windows_of
 
 SMALL = {"width": 2, "size": 32, "epochs": 1, "epoch_windows": 8, "batch_size": 4, "val_every": 1, "device": "cpu"}
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sem")
-    root = phantom(folder / "data", num_images=12, num_labelled=9, size=64)
-    build_index(root, IndexConfig(split=(0.4, 0.3, 0.3))).write(folder / "index.json")
-    return folder / "index.json"
-
-
-@pytest.fixture(scope="module")
-def run(index, tmp_path_factory):
-    out = tmp_path_factory.mktemp("run") / "run"
-    train(index, out, SegConfig(**SMALL))
-    return out
 
 
 @pytest.fixture(scope="module")

@@ -26,21 +26,6 @@ from medseg_sem_al.train import MeanIoU, SegStep, logits_of, train
 SMALL = {"width": 2, "size": 32, "epochs": 2, "epoch_windows": 8, "batch_size": 4, "val_every": 1, "device": "cpu"}
 
 
-@pytest.fixture(scope="module")
-def index(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sem")
-    root = phantom(folder / "data", num_images=12, num_labelled=9, size=64)
-    build_index(root, IndexConfig(split=(0.4, 0.3, 0.3))).write(folder / "index.json")
-    return folder / "index.json"
-
-
-@pytest.fixture(scope="module")
-def run(index, tmp_path_factory):
-    out = tmp_path_factory.mktemp("run") / "run"
-    train(index, out, SegConfig(**SMALL, save_every=1))
-    return out
-
-
 def loss(kind, logits, label):
     """Of one row of pixels, (K, W) logits and (W,) ids."""
     model = lambda image: torch.tensor(logits)[None, :, None]  # noqa: E731

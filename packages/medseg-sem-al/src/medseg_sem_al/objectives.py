@@ -15,7 +15,8 @@ from medseg_core.trainer import At
 from medseg_sem_al.models.pretraining import hidden_patches, normalised, pixels_of, to_patches
 
 SIGMA, REACH = 1.5, 5  # of the window of SSIM, in pixels: 11 x 11 (Wang et al., 2004)
-STUDENT, TEACHER = 0.1, 0.05  # temperatures
+STUDENT = 0.1  # temperature
+SHARPNESS = 3.0  # standard deviation of the teacher's logits, whatever they were
 ROUNDS = 3  # of Sinkhorn and Knopp
 BEST_PSNR = 100.0  # dB, where nothing is wrong
 
@@ -71,7 +72,8 @@ class Agreement:
     """The cross entropy of each view with what the teacher says of another, large view of the same place.
 
     The teacher's answers are spread evenly over prototypes by `sinkhorn` over the batch of this process, so that they
-    cannot all be the same; no running centre has to be kept. Told beside the loss, as shares of the most that can be:
+    cannot all be the same; no running centre has to be kept. Before, `distinct` makes their differences as large as
+    ever, so that they cannot all say nothing either: at a fixed temperature a small batch soon ended there. Told beside the loss, as shares of the most that can be:
     `entropy`, of the mean answer, and `doubt`, the mean of the answers' entropies. Where `entropy` is hardly above
     `doubt`, all pictures get the same answer: nothing is learnt.
     """
@@ -82,7 +84,7 @@ class Agreement:
         views = [batch[name].transpose(0, 1).flatten(0, 1) for name in ("large", "small") if name in batch]
         with torch.no_grad():
             large_VBK = at.teacher(views[0]).float().unflatten(0, (2, -1))
-            taught_VBK = torch.stack([sinkhorn(logits / TEACHER) for logits in large_VBK])
+            taught_VBK = torch.stack([sinkhorn(distinct(logits_BK)) for logits_BK in large_VBK])
         learnt_VBK = model(*views).float().unflatten(0, (-1, len(batch["large"])))
         told_VBK = (learnt_VBK / STUDENT).log_softmax(-1)
         pairs = [(v, t) for t in range(len(taught_VBK)) for v in range(len(told_VBK)) if v != t]
@@ -95,6 +97,13 @@ def spread(logits_NK: Tensor) -> dict[str, Tensor]:
     probs_NK, most = (logits_NK / STUDENT).softmax(-1), math.log(logits_NK.shape[-1])
     entropy, doubt = (torch.special.entr(p).sum(-1).mean() / most for p in (probs_NK.mean(0), probs_NK))
     return {"entropy": entropy, "doubt": doubt}
+
+
+def distinct(logits_NK: Tensor) -> Tensor:
+    """Logits without what all rows, or all columns, have in common; the rest with a standard deviation of 3."""
+    rest_NK = logits_NK - logits_NK.mean(0)
+    rest_NK = rest_NK - rest_NK.mean(1, keepdim=True)
+    return SHARPNESS * rest_NK / rest_NK.std(correction=0).clamp(min=1e-6)
 
 
 def sinkhorn(logits_NK: Tensor, *, rounds: int = ROUNDS) -> Tensor:
