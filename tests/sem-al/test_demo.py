@@ -22,8 +22,8 @@ def test_the_page_the_panels_and_the_masks_are_there(made):
     out, told = made
     assert told["report"] == str(out / "evaluation" / "report.html")
     assert (out / "evaluation" / "report.html").is_file()
-    assert len(list((out / "evaluation" / "panels").glob("*.png"))) == 12
-    assert len(list((out / "predictions" / "masks").glob("*.png"))) == 36
+    assert len(list((out / "evaluation" / "panels").glob("*.png"))) == 6
+    assert len(list((out / "predictions" / "masks").glob("*.png"))) == 15
 
 
 @pytest.mark.parametrize("name", ["scratch", "finetuned", "pseudo"])

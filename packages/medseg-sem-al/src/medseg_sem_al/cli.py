@@ -133,7 +133,10 @@ def inspect(
     out: Out,
     as_json: Json = False,
 ) -> None:
-    """Look at what pretrain learnt, on pictures that it has not seen: panels, PSNR and SSIM beside a plain filling."""
+    """Look at what pretrain learnt, on pictures that it has not seen: panels, PSNR and SSIM beside plain fillings.
+
+    Of dino: windows beside those that it takes for most alike.
+    """
     from medseg_sem_al.pretrain import inspect as run
 
     tell(dict(run(model, given, out)), as_json=as_json)

@@ -23,7 +23,8 @@ from medseg_sem_al.settings import IndexConfig, PretrainConfig, PseudoConfig, Se
 from medseg_sem_al.start import Start
 from medseg_sem_al.train import train
 
-NUM_IMAGES, NUM_LABELLED, EDGE = 36, 24, 192
+IMAGES = {"num_images": 36, "num_labelled": 24, "size": 192}
+FEW = {"num_images": 15, "num_labelled": 12, "size": 96}
 INDEX = IndexConfig(split=(0.25, 0.25, 0.5))
 SIZES: Mapping[str, Any] = {"width": 8, "size": 96, "batch_size": 8, "epoch_windows": 96, "lr": 3e-3, "val_every": 4}
 PRETRAIN = PretrainConfig(**SIZES, epochs=8)
@@ -40,7 +41,7 @@ def demo(out: Path, *, quick: bool = False) -> dict[str, Any]:
     """
     begun, out = time.monotonic(), Path(out)
     less = {"epochs": 1, "epoch_windows": 8, "val_every": 1, "width": 2, "size": 64} if quick else {}
-    phantom(out / "data", num_images=NUM_IMAGES, num_labelled=NUM_LABELLED, size=EDGE)
+    phantom(out / "data", **(FEW if quick else IMAGES))
     index = out / "index.json"
     build_index(out / "data", INDEX).write(index)
     pretrain(index, out / "pretrained", replace(PRETRAIN, **less), resume="last")

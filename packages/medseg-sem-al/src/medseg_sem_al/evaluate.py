@@ -19,7 +19,7 @@ from medseg_core import figures
 from medseg_core.cases import Case, of_split, warned_of_training
 from medseg_core.config import strict
 from medseg_core.errors import MedsegError
-from medseg_core.evaluate import evaluate
+from medseg_core.evaluate import evaluate, write_tables
 from medseg_core.io import write_picture, write_text
 from medseg_core.pairs import Pair
 from medseg_core.progress import track
@@ -72,8 +72,8 @@ def evaluate_run(
         _pairs(index, cases, predictor, counts, out),
         {k + 1: name for k, name in enumerate(predictor.names)},
         baselines={"majority": lambda pair: np.full(pair.label.shape, commonest + 1, np.uint8)},
-        out=out,
     )
+    write_tables(evaluation, out)
     found = results(cases, counts, predictor.names, commonest)
     write_text(out / RESULTS, json.dumps(strict(found), indent=1) + "\n")
     total = np.sum(list(counts.values()), axis=0)

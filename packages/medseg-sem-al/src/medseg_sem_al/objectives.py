@@ -73,9 +73,9 @@ class Agreement:
 
     The teacher's answers are spread evenly over prototypes by `sinkhorn` over the batch of this process, so that they
     cannot all be the same; no running centre has to be kept. Before, `distinct` makes their differences as large as
-    ever, so that they cannot all say nothing either: at a fixed temperature a small batch soon ended there. Told beside the loss, as shares of the most that can be:
-    `entropy`, of the mean answer, and `doubt`, the mean of the answers' entropies. Where `entropy` is hardly above
-    `doubt`, all pictures get the same answer: nothing is learnt.
+    ever, so that they cannot all say nothing either: at a fixed temperature a small batch soon ended there. Told beside
+    the loss, as shares of the most that can be: `entropy`, of the mean answer, and `doubt`, the mean of the answers'
+    entropies. Where `entropy` is hardly above `doubt`, all pictures get the same answer: nothing is learnt.
     """
 
     def __call__(self, model: nn.Module, batch: Batch, at: At) -> Mapping[str, Tensor]:

@@ -86,13 +86,13 @@ class PretrainConfig(LearnConfig):
 
     method: Literal["mae", "autoencoder", "dino"] = setting(
         "autoencoder",
-        "mae: a vit sees a quarter of the patches and tells the rest; autoencoder: any encoder fills hidden patches, "
-        "without short cuts; dino: two views agree.",
+        "autoencoder: any encoder fills hidden patches, without short cuts; mae: a vit sees a quarter of the patches and "
+        "tells the rest, in hundreds of epochs, with --warmup 0.1; dino: two views agree.",
     )
     patch: int = setting(16, "autoencoder: edge of a hidden patch in pixels.", low=2, high=256)
     hidden: float = setting(0.75, "mae, autoencoder: share of patches that are hidden.", low=0.05, high=0.95)
     ssim_weight: float = setting(0.5, "autoencoder: weight of 1 - SSIM beside the squared error.", low=0)
-    num_prototypes: int = setting(256, "dino: outputs of the head.", low=2)
+    num_prototypes: int = setting(64, "dino: outputs of the head.", low=2)
     num_small: int = setting(2, "dino: small views beside the two large ones.", low=0, high=8)
     held: float = setting(0.2, "Share of groups held out, on which reconstructions are judged.", low=0, high=0.9)
 
