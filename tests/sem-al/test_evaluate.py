@@ -102,6 +102,7 @@ def whole(known, tmp_path_factory):
 def study(tmp_path, monkeypatch):
     """What `begun` makes; evaluations of it leave out what core draws, which takes seconds."""
     monkeypatch.setattr(module, "evaluate", lambda pairs, *_, **__: list(pairs))
+    monkeypatch.setattr(module, "write_tables", lambda *_: None)
     monkeypatch.setattr(module, "write_report", lambda out, *_, notes, **__: write_text(out / "report.html", notes[0]))
     monkeypatch.setattr(module.figures, "save", lambda _, path: path)
     return begun(tmp_path)

@@ -86,8 +86,8 @@ class PretrainConfig(LearnConfig):
 
     method: Literal["mae", "autoencoder", "dino"] = setting(
         "autoencoder",
-        "autoencoder: any encoder fills hidden patches, without short cuts; mae: a vit sees a quarter of the patches and "
-        "tells the rest, in hundreds of epochs, with --warmup 0.1; dino: two views agree.",
+        "autoencoder: any encoder fills hidden patches, without short cuts; mae: a vit sees a quarter of the patches, "
+        "and tells the rest, in hundreds of epochs, with --warmup 0.1; dino: two views agree.",
     )
     patch: int = setting(16, "autoencoder: edge of a hidden patch in pixels.", low=2, high=256)
     hidden: float = setting(0.75, "mae, autoencoder: share of patches that are hidden.", low=0.05, high=0.95)
