@@ -1,6 +1,6 @@
 """What a small network learns of few micrographs: beside the majority class and the pixel classifier of many labs.
 
-    python benchmarks/sem_al.py --out sem_al                  # some two hours of two cores; goes on where it was
+    python benchmarks/sem_al.py --out sem_al                  # hours of two cores; goes on where it was
     python benchmarks/sem_al.py --out sem_al --part one       # a part: labels (all labels), one (a single label)
     python benchmarks/sem_al.py --out small --small           # does it run at all?
 
@@ -24,8 +24,8 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ from sklearn.ensemble import RandomForestClassifier
 from medseg_core.cases import Case
 from medseg_core.config import strict
 from medseg_core.io import write_text
-from medseg_sem_al.confusion import confusion, overall, per_class
+from medseg_core.trainer import Result
+from medseg_sem_al.confusion import confusion, mean_iou, per_class
 from medseg_sem_al.index import Index, build_index
 from medseg_sem_al.predict import Predictor
 from medseg_sem_al.pretrain import pretrain
@@ -54,6 +55,12 @@ FOREST_PIXELS = 100_000  # of a picture that the forest is trained on
 NUM_RESAMPLES = 2000
 
 
+BUDGET = {
+    "size": 128, "epochs": 20, "epoch_windows": 128, "batch_size": 8, "lr": 1e-3, "channels_last": True, "val_every": 4,
+    "device": "cpu",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How much of it."""
@@ -62,15 +69,16 @@ class Protocol:
     folds: int = 3
     seeds: tuple[int, ...] = (0, 1, 2)
     draws: int = 5
-    budget: Mapping[str, Any] = None  # type: ignore[assignment]
+    width: int = 16
+    epochs: int = BUDGET["epochs"]
+
+    def budget(self, seed: int) -> dict[str, Any]:
+        """Of each run."""
+        return {**BUDGET, "epochs": self.epochs, "seed": seed}
 
 
-BUDGET = {
-    "width": 16, "size": 128, "epochs": 20, "epoch_windows": 128, "batch_size": 8, "lr": 1e-3, "channels_last": True,
-    "val_every": 4, "device": "cpu",
-}  # fmt: skip
-FULL = Protocol(budget=BUDGET)
-SMALL = Protocol(("super",), 2, (0,), 2, {**BUDGET, "width": 4, "epochs": 2, "val_every": 2})
+FULL = Protocol()
+SMALL = Protocol(datasets=("super",), folds=2, seeds=(0,), draws=2, width=4, epochs=2)
 
 
 def main() -> None:
@@ -87,7 +95,13 @@ def main() -> None:
     if options.part != "labels":
         told["one"] = one(protocol, options.out)
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
-    document = {"command": " ".join(sys.argv), "machine": machine, "budget": dict(protocol.budget), **told}
+    document = {
+        "command": " ".join(sys.argv),
+        "machine": machine,
+        "protocol": asdict(protocol),
+        "budget": BUDGET,
+        **told,
+    }
     write_text(options.out / "results.json", json.dumps(strict(document), indent=1) + "\n")
     for part, rows in told.items():
         for row in rows if part == "one" else [row for some in rows.values() for row in some]:
@@ -128,7 +142,7 @@ def labels(name: str, protocol: Protocol, out: Path) -> list[dict[str, Any]]:
         divided.write(file)
         for seed in protocol.seeds:
             cell = out / "cells" / f"{name}_{fold}_{seed}"
-            config = SegConfig(**protocol.budget, seed=seed)
+            config = SegConfig(**protocol.budget(seed), width=protocol.width)
             for method, found in {
                 "network": _cell(cell, divided, partial(train, file, cell / "run", config, resume="last")),
                 "forest": _forest(cell, divided, seed),
@@ -142,7 +156,7 @@ def labels(name: str, protocol: Protocol, out: Path) -> list[dict[str, Any]]:
     return _table(name, stacked, [case.unit for case in cases], list(index.classes.names))
 
 
-def _cell(cell: Path, index: Index, make: Any) -> dict[str, np.ndarray]:
+def _cell(cell: Path, index: Index, make: Callable[[], Result]) -> dict[str, np.ndarray]:
     """(K, K) of each tested picture; the network is trained where that is not known."""
     file = cell / "counts.json"
     if not file.is_file():
@@ -194,8 +208,8 @@ def _table(
         summed[method] = np.zeros((len(counts), num, *counts.shape[2:]))
         np.add.at(summed[method], (slice(None), which), counts)
     draws = np.random.default_rng([0, 0, 0, 0]).multinomial(num, np.full(num, 1 / num), NUM_RESAMPLES)
-    drawn = {method: np.array([_miou(counts, draw) for draw in draws]) for method, counts in summed.items()}
-    whole = {method: _miou(counts, np.ones(num)) for method, counts in summed.items()}
+    drawn = {method: mean_iou(np.tensordot(draws, counts, (1, 1))).mean(1) for method, counts in summed.items()}
+    whole = {method: float(mean_iou(counts.sum(1)).mean()) for method, counts in summed.items()}
     rows = [_row(f"{name} {method}", whole[method], drawn[method]) for method in summed]
     for row, method in zip(rows, summed, strict=True):
         scores = np.mean([per_class(counts.sum(0))["iou"] for counts in summed[method]], axis=0)
@@ -214,11 +228,6 @@ def _majority(counts: np.ndarray) -> np.ndarray:
     return alone
 
 
-def _miou(counts: np.ndarray, draw: np.ndarray) -> float:
-    """Of (S, G, K, K) and how often each group counts; the mean over the seeds."""
-    return float(np.mean([overall(np.tensordot(draw, one, 1))["miou"] for one in counts]))
-
-
 def _row(name: str, value: float, drawn: np.ndarray) -> dict[str, Any]:
     low, high = np.nanpercentile(drawn, (2.5, 97.5))
     return {"what": name, "miou": value, "low": float(low), "high": float(high)}
@@ -233,7 +242,7 @@ def one(protocol: Protocol, out: Path) -> list[dict[str, Any]]:
         file = out / "indices" / f"one_{draw}.json"
         divided.write(file)
         for method, found in _methods(file, divided, draw, protocol, out / "cells" / f"one_{draw}").items():
-            scores.setdefault(method, []).append(overall(np.sum(list(found.values()), axis=0))["miou"])
+            scores.setdefault(method, []).append(float(mean_iou(np.sum(list(found.values()), axis=0))))
     rows = [_spread(name, values) for name, values in scores.items()]
     for first, second in (
         ("pretrained", "scratch"), ("pseudo", "longer"), ("pseudo", "scratch"), ("scratch", "forest")
@@ -260,12 +269,12 @@ def _with_one_label(index: Index, draw: int) -> Index:
 
 
 def _methods(file: Path, index: Index, draw: int, protocol: Protocol, cell: Path) -> dict[str, dict[str, np.ndarray]]:
-    budget = {**protocol.budget, "seed": draw}
-    seg = SegConfig(**budget)
+    budget, width = protocol.budget(draw), protocol.width
+    seg = SegConfig(**budget, width=width)
     ssl, scratch = cell / "ssl", cell / "scratch" / "run"
 
-    def after_ssl() -> Any:
-        pretrain(file, ssl, PretrainConfig(**budget), resume="last")
+    def after_ssl() -> Result:
+        pretrain(file, ssl, PretrainConfig(**budget, width=width), resume="last")
         return train(file, cell / "pretrained" / "run", seg, start=Start(encoder_init=ssl), resume="last")
 
     makers = {

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
+from tests.pieces import Steps
 
 from medseg_core.cases import write_split
 from medseg_core.checkpoint import Card, save_model
@@ -32,19 +31,6 @@ PICTURES = {
     "d_1": [[480, 0, 0], [0, 0, 0], [0, 0, 320]],
 }
 PARTS = {"a_1": "test", "a_2": "test", "b_1": "val", "c_1": "train", "d_1": "train"}
-
-
-class Steps(nn.Module):
-    """Class 0 below a third, 1 below two thirds, 2 above: the highest of the lines 0, x - 1/3 and 2 x - 1."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = nn.Conv2d(1, 3, 1)
-        self.lines.weight.data = torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1)
-        self.lines.bias.data = torch.tensor([0.0, -1 / 3, -1.0])
-
-    def forward(self, image):
-        return self.lines(image)
 
 
 def draw(folder, name, counts):

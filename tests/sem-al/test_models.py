@@ -31,7 +31,7 @@ class TestSixLevels(ModelChecks):
     model = SixLevels
     small: ClassVar = {**TWO, "width": 2}
     shapes = ((2, 2, 64, 64), (1, 2, 33, 50))
-    num_parameters = (({}, 201_891_907),)
+    num_parameters = (({}, 201_891_907), ({"in_channels": 1}, 201_890_755))
 
 
 class TestResNet(ModelChecks):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from medseg_sem_al.colours import Classes, classes_of
-from medseg_sem_al.panels import GAP, TALLEST, UNSEEN, colours_of, overlaid, painted, panel
+from medseg_sem_al.colours import UNSEEN, Classes, classes_of
+from medseg_sem_al.panels import GAP, TALLEST, colours_of, overlaid, painted, panel
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 

@@ -4,15 +4,15 @@ import csv
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch import nn
+from tests.pieces import Steps
 
 from medseg_core.checkpoint import Card, save_model
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_picture, write_picture
 from medseg_core.volume import Picture
 from medseg_sem_al import predict as module
+from medseg_sem_al.models import MODELS
 from medseg_sem_al.predict import Predictor, predict_files
 from medseg_sem_al.settings import PredictConfig
 
@@ -21,24 +21,11 @@ CONFIG = PredictConfig(device="cpu")
 SAVE = module.figures.save
 
 
-class Steps(nn.Module):
-    """Class 0 below a third, 1 below two thirds, 2 above: the highest of the lines 0, x - 1/3 and 2 x - 1."""
-
-    def __init__(self):
-        super().__init__()
-        self.lines = nn.Conv2d(1, 3, 1)
-        self.lines.weight.data = torch.tensor([0.0, 1.0, 2.0]).reshape(3, 1, 1, 1)
-        self.lines.bias.data = torch.tensor([0.0, -1 / 3, -1.0])
-
-    def forward(self, image):
-        return self.lines(image)
-
-
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     """A run whose network is `Steps`; what is predicted by it is not drawn, which takes a moment each time."""
     monkeypatch.setattr(module.figures, "save", lambda _, path: path)
-    monkeypatch.setitem(module.MODELS, "steps", Steps)
+    monkeypatch.setitem(MODELS, "steps", Steps)
     return saved(tmp_path / "run")
 
 

@@ -1,28 +1,32 @@
 """Semi-supervision: what the teacher sees, what is taught, and that boxes bring their classes along."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from medseg_core.checkpoint import read_card
 from medseg_core.draw import Draw
 from medseg_core.errors import MedsegError
+from medseg_core.io import write_text
 from medseg_core.run import read_history
 from medseg_sem_al.index import build_index, read_index
 from medseg_sem_al.phantom import phantom
+from medseg_sem_al.pretrain import pretrain
 from medseg_sem_al.pseudo import Both, PseudoStep, moved_only, pasted, pseudo, rise
 from medseg_sem_al.samples import intensity_of
-from medseg_sem_al.settings import IndexConfig, PseudoConfig
+from medseg_sem_al.settings import IndexConfig, PretrainConfig, PseudoConfig, SegConfig
 from medseg_sem_al.train import card_of, windows_of
 
-SMALL = {"width": 2, "size": 32, "epochs": 1, "epoch_windows": 8, "batch_size": 4, "val_every": 1, "device": "cpu"}
+SMALL = {"size": 32, "epochs": 1, "epoch_windows": 8, "batch_size": 4, "val_every": 1, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def both(index):
     whole, config = read_index(index), PseudoConfig(**SMALL)
-    card = card_of(whole, whole.cases, config)
+    card = card_of(whole, whole.cases, SegConfig(width=2))
     labelled = [case for case in whole.cases if case.split == "train"]
     pool = [case for case in whole.cases if "label" not in case.files]
     return Both(windows_of(whole, labelled, card, config), windows_of(whole, pool, card, moved_only(config)))
@@ -113,6 +117,36 @@ def test_a_run_goes_on_from_the_model_with_the_pool(index, run, tmp_path):
     history = read_history(tmp_path / "run")
     assert 0 <= history["train_sure"][0] <= 1
     assert history["val_iou"][0] is not None
+
+
+def test_the_network_and_its_scale_are_those_of_the_model(index, run, tmp_path):
+    pseudo(index, tmp_path / "run", PseudoConfig(**SMALL), model=run)
+    one, other = read_card(run), read_card(tmp_path / "run")
+    assert (other.model, other.arguments, other.intensity) == (one.model, one.arguments, one.intensity)
+
+
+def test_a_run_without_classes_is_refused(index, tmp_path):
+    config = PretrainConfig(**SMALL, width=2)
+    pretrain(index, tmp_path / "encoder", config)
+    with pytest.raises(MedsegError, match=r"autoencoder of medseg-sem-al, which makes no classes"):
+        pseudo(index, tmp_path / "run", PseudoConfig(**SMALL), model=tmp_path / "encoder")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_other_classes_is_refused(index, run, tmp_path):
+    colours = {"matrix": "#0000ff", "grains": ["#00ffff", "#ff7e7e"]}
+    write_text(tmp_path / "classes.json", json.dumps(colours))
+    build_index(index.parent / "data", IndexConfig(), colours=tmp_path / "classes.json").write(tmp_path / "index.json")
+    with pytest.raises(MedsegError, match=r"classes matrix, grains, the run carbon, SE, AM"):
+        pseudo(tmp_path / "index.json", tmp_path / "run", PseudoConfig(**SMALL), model=run)
+
+
+def test_settings_that_cannot_be_cost_no_run(index, run, tmp_path):
+    write_text(tmp_path / "run" / "mine.txt", "kept")
+    config = PseudoConfig(**SMALL, gamma_range=(2.0, 1.0))
+    with pytest.raises(MedsegError, match="gamma_range"):
+        pseudo(index, tmp_path / "run", config, model=run, overwrite=True)
+    assert (tmp_path / "run" / "mine.txt").read_text() == "kept"
 
 
 def test_an_index_without_a_pool_is_refused(run, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from medseg_sem_al.models import MODELS
 from medseg_sem_al.phantom import phantom
 from medseg_sem_al.settings import IndexConfig, SegConfig
 from medseg_sem_al.start import Start
-from medseg_sem_al.train import MeanIoU, SegStep, logits_of, train
+from medseg_sem_al.train import MeanIoU, SegStep, card_of, logits_of, train
 
 SMALL = {"width": 2, "size": 32, "epochs": 2, "epoch_windows": 8, "batch_size": 4, "val_every": 1, "device": "cpu"}
 
@@ -125,8 +126,6 @@ def test_history_has_the_iou_of_each_class_and_the_majority(run):
 
 
 def test_a_run_that_was_stopped_ends_in_the_same_bits(index, run, tmp_path):
-    from shutil import copytree
-
     again = copytree(run, tmp_path / "run")
     config = SegConfig(**SMALL, save_every=1)
     train(index, again, config, resume=str(again / "checkpoints" / "epoch_0001"))
@@ -156,11 +155,18 @@ def test_a_differential_encoder_learns_slower(index, run, tmp_path):
     assert step("decoder") == pytest.approx(1e-3, rel=0.2)
 
 
-def test_the_original_net_is_a_choice_of_encoder(index, tmp_path, monkeypatch):
-    from medseg_sem_al.train import card_of
-
+def test_the_original_net_is_a_choice_of_encoder_and_brings_its_decoder(index):
     whole = read_index(index)
     assert card_of(whole, whole.cases, SegConfig(encoder="six_levels")).model == "six_levels"
+    with pytest.raises(MedsegError, match="six_levels has a decoder of its own"):
+        card_of(whole, whole.cases, SegConfig(encoder="six_levels", decoder="deeplabv3plus"))
+
+
+def test_settings_that_cannot_be_cost_no_run(index, tmp_path):
+    write_text(tmp_path / "run" / "mine.txt", "kept")
+    with pytest.raises(MedsegError, match="gamma_range"):
+        train(index, tmp_path / "run", SegConfig(**SMALL, gamma_range=(2.0, 1.0)), overwrite=True)
+    assert (tmp_path / "run" / "mine.txt").read_text() == "kept"
 
 
 def test_a_data_set_that_is_not_there_is_refused(index, tmp_path):

@@ -22,7 +22,7 @@ from medseg_cardiac.strain import as_json, joined
 from medseg_cardiac.tracking import carried_points
 from medseg_core import figures
 from medseg_core.cases import Case
-from medseg_core.checkpoint import weights_file
+from medseg_core.checkpoint import digest
 from medseg_core.cohort import JOURNAL, Outcome, clear_journal, for_each, read_journal
 from medseg_core.config import as_dict
 from medseg_core.distributed import from_first
@@ -56,7 +56,7 @@ def predict_files(
     if overwrite:
         from_first(partial(clear_journal, out))
     wanted = _wanted(predictor)
-    weights = hashlib.sha256(weights_file(run).read_bytes()).hexdigest()
+    weights = digest(run)
     work = partial(_do, by_id=by_id, inputs=inputs, predictor=predictor, out=Path(out), wanted=wanted)
     cases = [Case(patient.id, {}) for patient in patients]
     return for_each(cases, work, out=out, config={**as_dict(config), "weights": weights})

@@ -1,6 +1,7 @@
 """Weights with a card that says what they are, and the state a run goes on from: safetensors and JSON, no pickle."""
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -154,6 +155,11 @@ def weights_file(path: Path) -> Path:
     if not file.is_file():
         raise MedsegError(f"no weights at {file}; give a run folder that has finished an epoch, or a .safetensors file")
     return file
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of those weights: what an output must remember that other weights would make another one of."""
+    return hashlib.sha256(weights_file(path).read_bytes()).hexdigest()
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], file: Path) -> Matched:

@@ -1,6 +1,5 @@
 """From CT and PET, or from one of them, to a mask on the very grid that they came in on; the network is loaded once."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from medseg_core.cases import Case
-from medseg_core.checkpoint import load_model, weights_file
+from medseg_core.checkpoint import digest, load_model
 from medseg_core.cohort import JOURNAL, Outcome, clear_journal, for_each
 from medseg_core.config import as_dict
 from medseg_core.device import choose_device
@@ -89,7 +88,7 @@ def predict_files(
     predictor = Predictor(run, config)
     if overwrite:
         from_first(partial(clear_journal, out))
-    weights = hashlib.sha256(weights_file(run).read_bytes()).hexdigest()
+    weights = digest(run)
     settings = {**as_dict(config), "weights": weights}
     return for_each(cases, partial(_write, predictor=predictor, out=out), out=out, config=settings, again=True)
 

@@ -4,7 +4,6 @@ Axes: X Y Z voxels in a file's own order.
 """
 
 import csv
-import hashlib
 import io
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from scipy.ndimage import map_coordinates
 from scipy.special import expit, logit
 
 from medseg_core.cases import Case
-from medseg_core.checkpoint import load_model, weights_file
+from medseg_core.checkpoint import digest, load_model
 from medseg_core.cohort import Outcome, for_each, read_journal
 from medseg_core.config import as_dict, resolve
 from medseg_core.device import choose_device
@@ -201,7 +200,7 @@ def refine_files(
         cases += found.cases
         refused |= found.refused
     from_first(partial(make_ready, Path(out), cases, verb="refine", overwrite=overwrite))
-    weights = hashlib.sha256(weights_file(run).read_bytes()).hexdigest()
+    weights = digest(run)
     settings = {**as_dict(config), "label": label, "weights": weights}
     outcome = for_each(cases, partial(_write, refiner=refiner, out=Path(out)), out=out, config=settings)
     from_first(partial(_finish, Path(out), cases))

@@ -19,6 +19,7 @@ from medseg_core.errors import MedsegError
 GREY, OTHER = "grey", "other"
 MOST = 16  # values that become classes by themselves
 ORIGINAL = {"#0000ff": "carbon", "#00ffff": "SE", "#ff7e7e": "AM"}  # of the original, in the order of its ids
+UNSEEN = 255  # id of what nobody looked at: a banner, or what lies beyond a picture
 COLOUR = 1 << 24  # added to packed colours, so that none is a grey value
 Code = int | str
 

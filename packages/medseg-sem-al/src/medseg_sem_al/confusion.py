@@ -38,22 +38,25 @@ def overall(counts: np.ndarray, *, commonest: int | None = None) -> dict[str, fl
     Args:
         commonest: that class; None is the commonest of these true pixels.
     """
-    scores = per_class(counts)
+    dice = per_class(counts)["dice"]
     true = counts.sum(1)
-    best = int(true.argmax()) if commonest is None else commonest
     alone = np.zeros_like(counts)
-    alone[:, best] = true
+    alone[:, true.argmax() if commonest is None else commonest] = true
     return {
-        "miou": _mean(scores["iou"]),
-        "dice": _mean(scores["dice"]),
+        "miou": float(mean_iou(counts)),
+        "dice": float(dice[np.isfinite(dice)].mean()) if np.isfinite(dice).any() else float("nan"),
         "accuracy": float(np.trace(counts) / max(counts.sum(), 1)),
-        "majority": _mean(per_class(alone)["iou"]),
+        "majority": float(mean_iou(alone)),
     }
 
 
-def _mean(values: np.ndarray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if known.size else float("nan")
+def mean_iou(counts: np.ndarray) -> np.ndarray:
+    """(...) of (..., K, K): the mean IoU over the classes that are on either side, nan where none is."""
+    both, total = np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(-2) + counts.sum(-1)
+    there = total > 0
+    iou = np.divide(both, total - both, out=np.zeros(both.shape), where=there)
+    num = there.sum(-1)
+    return np.divide(iou.sum(-1), num, out=np.full(num.shape, np.nan), where=num > 0)
 
 
 def miou_interval(counts: np.ndarray, groups: Sequence[str], *, seed: int = 0) -> tuple[float, float]:
@@ -73,8 +76,5 @@ def miou_interval(counts: np.ndarray, groups: Sequence[str], *, seed: int = 0) -
     if num < 2:
         return float("nan"), float("nan")
     draws = np.random.default_rng([seed, 0, 0, 0]).multinomial(num, np.full(num, 1 / num), NUM_RESAMPLES)
-    drawn = np.tensordot(draws, summed, 1)
-    both, either = np.diagonal(drawn, axis1=1, axis2=2), drawn.sum(1) + drawn.sum(2)
-    iou = np.divide(both, either - both, out=np.full(both.shape, np.nan), where=either > 0)
-    low, high = np.percentile(np.nanmean(iou, 1), (2.5, 97.5))
+    low, high = np.percentile(mean_iou(np.tensordot(draws, summed, 1)), (2.5, 97.5))
     return float(low), float(high)

@@ -26,10 +26,10 @@ from medseg_sem_al.train import train
 IMAGES = {"num_images": 36, "num_labelled": 24, "size": 192}
 FEW = {"num_images": 15, "num_labelled": 12, "size": 96}
 INDEX = IndexConfig(split=(0.25, 0.25, 0.5))
-SIZES: Mapping[str, Any] = {"width": 8, "size": 96, "batch_size": 8, "epoch_windows": 96, "lr": 3e-3, "val_every": 4}
-PRETRAIN = PretrainConfig(**SIZES, epochs=8)
-TRAIN = SegConfig(**SIZES, epochs=16)
-PSEUDO = PseudoConfig(**{**SIZES, "lr": 1e-3}, epochs=8)
+SIZES: Mapping[str, Any] = {"size": 96, "batch_size": 8, "epoch_windows": 96, "val_every": 4}
+PRETRAIN = PretrainConfig(**SIZES, width=8, lr=3e-3, epochs=8)
+TRAIN = SegConfig(**SIZES, width=8, lr=3e-3, epochs=16)
+PSEUDO = PseudoConfig(**SIZES, lr=1e-3, epochs=8)
 
 
 def demo(out: Path, *, quick: bool = False) -> dict[str, Any]:
@@ -40,13 +40,14 @@ def demo(out: Path, *, quick: bool = False) -> dict[str, Any]:
         quick: a run of seconds, which shows that everything works and finds nothing.
     """
     begun, out = time.monotonic(), Path(out)
-    less = {"epochs": 1, "epoch_windows": 8, "val_every": 1, "width": 2, "size": 64} if quick else {}
+    less = {"epochs": 1, "epoch_windows": 8, "val_every": 1, "size": 64} if quick else {}
+    narrow = {**less, "width": 2} if quick else {}
     phantom(out / "data", **(FEW if quick else IMAGES))
     index = out / "index.json"
     build_index(out / "data", INDEX).write(index)
-    pretrain(index, out / "pretrained", replace(PRETRAIN, **less), resume="last")
+    pretrain(index, out / "pretrained", replace(PRETRAIN, **narrow), resume="last")
     inspect(out / "pretrained", index, out / "pretrained" / "inspected")
-    config = replace(TRAIN, **less)
+    config = replace(TRAIN, **narrow)
     train(index, out / "scratch", config, resume="last")
     train(index, out / "finetuned", config, start=Start(encoder_init=out / "pretrained"), resume="last")
     pseudo(index, out / "pseudo", replace(PSEUDO, **less), model=out / "scratch", resume="last")

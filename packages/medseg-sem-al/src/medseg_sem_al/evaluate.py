@@ -31,6 +31,7 @@ from medseg_sem_al.index import Index, read_index
 from medseg_sem_al.panels import panel
 from medseg_sem_al.predict import Predictor
 from medseg_sem_al.settings import PredictConfig
+from medseg_sem_al.train import check_classes
 
 REPORT, RESULTS = "report.html", "results.json"
 
@@ -60,9 +61,7 @@ def evaluate_run(
     if (out / REPORT).exists() and not overwrite:
         raise MedsegError(f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out")
     predictor, index = Predictor(run, config), read_index(index_file)
-    if list(index.classes.names) != predictor.names:
-        said = f"{index_file} has the classes {', '.join(index.classes.names)}, the run {', '.join(predictor.names)}"
-        raise MedsegError(f"{said}; index with the same --colors")
+    check_classes(index, predictor.card, index_file)
     cases, trained_on = of_split([case for case in index.cases if "label" in case.files], run, split)
     if (out / REPORT).exists():  # of another split, perhaps
         shutil.rmtree(out / "panels", ignore_errors=True)

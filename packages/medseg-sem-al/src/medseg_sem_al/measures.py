@@ -8,8 +8,9 @@ Boundaries are measured by their crossings with four sets of parallel lines thro
 rows, columns and both diagonals (the formula of Cauchy and Crofton; Legland, Kieu and Devaux, Computation of Minkowski
 measures on 2D and 3D binary images, 2007). For boundaries of all directions alike that has no bias, where the count of
 pixel edges is 4/pi of the length. A straight one is -5.2 % (along an axis or diagonal) to +2.6 % (between them) off.
-What is few pixels wide loses some: random discs of a radius of 4 pixels 5 %, of 8 pixels 3 %, of 16 pixels 1 %. The
-border of the picture is no boundary.
+A disc of a radius of 4 pixels has its perimeter within 1 %; where discs overlap at random narrow gaps are lost, with a
+radius of 4 pixels 6 %, of 8 pixels 4 %, of 16 pixels 3 % (benchmarks/measures.py prints these and the numbers below).
+The border of the picture is no boundary.
 
 A particle is a connected part of one class, through corners too, so that two classes can cross. All of it is seen in a
 cut: sizes are those of sections, and no correction to three dimensions is made.
@@ -26,11 +27,11 @@ from medseg_core.errors import MedsegError
 from medseg_core.intervals import NUM_RESAMPLES
 from medseg_core.masks import components
 from medseg_core.skeleton import skeleton
+from medseg_sem_al.colours import UNSEEN
 
-UNSEEN = 255
 LEAST = 10  # pixels of a particle: a circle of fewer is under 3.6 pixels wide, and is a speck as likely as a particle
 SLENDER = 3.0  # times as long as wide
-ROUGH = 1.15  # of a perimeter: straight ribbons reach 1.05, hand-drawn cracks 1.14 (159 of `ebc`), layers of oxide 2.8
+ROUGH = 1.15  # of the perimeter that a ribbon of that length and width has
 NUM_DIRECTIONS = 180  # in which an extent is measured: the longest is short by 1 - cos(0.5 deg) = 4e-5 at most
 SIDE, CORNER, TURN = 0.980, 1.406, -0.091  # of a digital line: see `_lengths`
 FIRST, LAST, ALL = slice(None, -1), slice(1, None), slice(None)
@@ -99,7 +100,7 @@ def particles(
 
         A skeleton stops half a width before an end. So with S its length, e its ends and A the area, the length is
         L = S + e width / 2, hence L = (S + sqrt(S^2 + 2 e A)) / 2. On drawn bars 3 to 20 pixels wide neither has a
-        bias; single lengths are within 3 %, single widths within half a pixel, at any angle. Of a border that is rough
+        bias; single lengths are within 5 %, single widths within 0.8 pixels, at any angle. Of a border that is rough
         by a pixel come spurs: L is 5 to 10 % too long then. (Twice the distance transform, the other common width, goes
         from centre to centre of pixels and misses by up to one, as the width is odd or even.)
 
@@ -169,7 +170,7 @@ def fraction_interval(
     """Shares over several images, weighted by area, with bootstrap intervals: whole images are drawn.
 
     As `medseg_core.intervals` does it for means. With few images they are too short: in simulations those of 3 images
-    hold the truth in 76 %, of 5 in 83 %, of 10 in 88 %. Images of one sample say nothing of another sample.
+    hold the truth in 75 %, of 5 in 83 %, of 10 in 91 %. Images of one sample say nothing of another sample.
 
     Args:
         shares: (N, K) of each image.
@@ -203,8 +204,8 @@ def interval_within(mask: np.ndarray, names: Sequence[str]) -> list[dict[str, An
     Muecklich, Statistical analysis of microstructures in materials science, 2000); `_variance` says how it is known.
     As neighbours say the same, it is far larger than that of as many coins.
 
-    In simulations of discs (Boolean model) the interval holds the truth in 92 to 97 % of pictures, up to discs of 60 %
-    of the picture's edge; in 87 % where they are as wide as the picture. It knows nothing of what the picture does not
+    In simulations of discs (Boolean model) the interval holds the truth in 92 to 96 % of pictures, up to discs of 60 %
+    of the picture's edge; in 80 % where they are as wide as the picture. It knows nothing of what the picture does not
     show: of gradients, layers, other places. Between pictures of a sample, `fraction_interval` is the honest one.
 
     Returns:

@@ -5,11 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from medseg_core.colours import colour_of
-from medseg_sem_al.colours import Classes, rgb
+from medseg_sem_al.colours import UNSEEN, Classes, rgb
 
 GAP, TALLEST = 6, 512  # pixels between the parts of a panel, and rows of a part
 RIGHT, WRONG = (40, 40, 40), (255, 80, 0)
-UNSEEN = 255  # id of what nobody looked at
 
 
 def colours_of(classes: Classes) -> list[tuple[int, int, int]]:

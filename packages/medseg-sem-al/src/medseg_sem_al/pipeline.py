@@ -25,7 +25,6 @@ A stage begins with its own `init` or `encoder_init`, else the best of the stage
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import tomllib
@@ -36,7 +35,7 @@ from typing import Any
 
 import torch
 
-from medseg_core.checkpoint import weights_file
+from medseg_core.checkpoint import digest
 from medseg_core.config import as_dict, resolve
 from medseg_core.errors import MedsegError, meant
 from medseg_core.io import write_text
@@ -255,7 +254,7 @@ def _trained(stage: Stage, plan: Plan) -> str:
 def _weights_of(start: Start) -> dict[str, str]:
     """Where a stage begins, by what is in the file, wherever it lies."""
     named = {key: getattr(start, key) for key in ("init", "encoder_init")}
-    return {key: hashlib.sha256(weights_file(file).read_bytes()).hexdigest() for key, file in named.items() if file}
+    return {key: digest(file) for key, file in named.items() if file}
 
 
 def _deciding(config: SegConfig) -> dict[str, Any]:

@@ -6,7 +6,6 @@ OUT/particles/X.csv   a row for each particle
 OUT/phases.csv, contacts.csv, summary.csv, phases.png   of all pictures
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from matplotlib.figure import Figure
 
 from medseg_core import figures
 from medseg_core.cases import Case
-from medseg_core.checkpoint import load_model, read_card, weights_file
+from medseg_core.checkpoint import digest
 from medseg_core.cohort import JOURNAL, Outcome, answers, clear_journal, for_each
 from medseg_core.config import as_dict
 from medseg_core.device import choose_device
@@ -28,13 +27,13 @@ from medseg_core.errors import MedsegError
 from medseg_core.io import case_name, is_picture, write_picture
 from medseg_core.table import write_csv
 from medseg_core.volume import Picture
+from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.images import banner_of, read_grey
 from medseg_sem_al.measures import contacts, fraction_interval, interval_within, particles, phases
-from medseg_sem_al.models import MODELS
-from medseg_sem_al.panels import UNSEEN, overlaid, painted
+from medseg_sem_al.panels import overlaid, painted
 from medseg_sem_al.settings import PredictConfig
 from medseg_sem_al.sources import find_micrographs
-from medseg_sem_al.train import PACKAGE, logits_of
+from medseg_sem_al.train import load_segmenter, logits_of
 
 log = logging.getLogger(__name__)
 
@@ -51,18 +50,14 @@ class Predictor:
 
     def __init__(self, run: Path, config: PredictConfig | None = None) -> None:
         self.config = config or PredictConfig()
-        card = read_card(run)
-        if card.package != PACKAGE or card.head != "softmax":
-            said = f"{run} holds a {card.model} of {card.package}, which makes no classes of micrographs"
-            raise MedsegError(f"{said}; give a run of medseg sem-al train")
-        net, self.card = load_model(run, MODELS)
+        net, self.card = load_segmenter(run)
         self.net = net.to(choose_device(self.config.device))
         self.names = [self.card.labels[k] for k in sorted(self.card.labels)]
         self.colours = self.card.chosen["colours"]
 
     def mask(self, image: np.ndarray) -> np.ndarray:
         """(H, W) uint8 ids of (H, W) values in [0, 1]."""
-        return logits_of(self.net, image, self.card, config=self.config).argmax(0).astype(np.uint8)
+        return logits_of(self.net, image, self.card, self.config).argmax(0).astype(np.uint8)
 
 
 def predict_files(
@@ -81,7 +76,7 @@ def predict_files(
     predictor = Predictor(run, config)
     if overwrite:
         from_first(partial(clear_journal, out))
-    settings = {**as_dict(config), "weights": hashlib.sha256(weights_file(run).read_bytes()).hexdigest()}
+    settings = {**as_dict(config), "weights": digest(run)}
     outcome = for_each(cases, partial(_write, predictor=predictor, out=out), out=out, config=settings, again=True)
     known = [case.id for case in cases if case.id not in outcome.failed]
     from_first(partial(_write_tables, out, known, predictor.names))

@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,23 +16,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg_core.augment import PRESETS, Recipe, augment
-from medseg_core.cases import keep_split
-from medseg_core.checkpoint import load_model, load_weights
+from medseg_core.augment import PRESETS, augment
 from medseg_core.device import choose_device
-from medseg_core.distributed import from_first
 from medseg_core.draw import Batch, Draw
 from medseg_core.errors import MedsegError
 from medseg_core.run import RunFolder
-from medseg_core.trainer import At, Result, Trainer
+from medseg_core.trainer import At, Result
+from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.index import read_index
-from medseg_sem_al.models import MODELS
-from medseg_sem_al.samples import IGNORE, Windows, standardised
+from medseg_sem_al.samples import Windows, standardised
 from medseg_sem_al.settings import PseudoConfig
-from medseg_sem_al.train import MeanIoU, SegStep, card_of, divided, groups_of, windows_of
+from medseg_sem_al.train import SegStep, check_classes, divided, fit, load_segmenter, windows_of
 
 GREYS = ("brightness", "contrast", "gamma", "noise", "blur")
-HARDER = 0.8  # chance of each change of grey in the student's view
+CHANCE = 0.8  # of each change of grey in the student's view
+STILL = dict.fromkeys(("rotate_chance", "scale_chance", "shift_chance", "elastic_chance"), 0.0)
+HARDER = replace(PRESETS["strong"], **STILL, **{f"{name}_chance": CHANCE for name in GREYS})
 BOX = (0.25, 0.75)  # edge of a pasted box, as a share of the window's
 
 log = logging.getLogger(__name__)
@@ -53,7 +51,7 @@ def pseudo(
 
     Args:
         index_file: what `index` made; its pictures without masks are the pool.
-        model: a run of `train`, or its weights file, of the same network and classes.
+        model: a run of `train`, or its weights file, of the same classes; its network goes on as it is.
 
     Raises:
         MedsegError: no pool, no average to teach, weights that do not fit, a folder in use.
@@ -67,21 +65,13 @@ def pseudo(
         raise MedsegError(f"{said}; pseudo needs both: put images without masks beside the others and index again")
     if not config.ema:
         raise MedsegError("the averaged weights are the teacher; set --ema to 0.99, not 0")
-    _, given = load_model(model, MODELS)
-    card = replace(card_of(index, cases, config), model=given.model, arguments=given.arguments)
+    net, card = load_segmenter(model)
+    check_classes(index, card, index_file)
     choose_device(config.device)
-    torch.manual_seed(config.seed)
-    net = MODELS[card.model](**card.arguments)
-    load_weights(net, model)
+    samples = Both(windows_of(index, labelled, card, config), windows_of(index, pool, card, moved_only(config)))
     run = RunFolder.open(out, config, resume=resume, overwrite=overwrite, inputs=(index_file, splits, model))
-    with run.held():
-        from_first(partial(keep_split, run.path / "split.json", cases, seed=config.seed))
-        samples = Both(windows_of(index, labelled, card, config), windows_of(index, pool, card, moved_only(config)))
-        log.info("Starting from %s; %d labelled pictures, %d without masks", model, len(labelled), len(pool))
-        step = PseudoStep(config, len(index.classes.names))
-        val = [case for case in cases if case.split == "val"]
-        trainer = Trainer(net, step, config=config, card=card, run=run, groups=groups_of(net, config))
-        return trainer.fit(samples, MeanIoU(index, val, card, step, run.path) if val else None)
+    log.info("Begun from %s; %d labelled pictures, %d without masks", model, len(labelled), len(pool))
+    return fit(net, PseudoStep(config, len(card.channels)), samples, index, cases, card, config, run)
 
 
 def moved_only(config: PseudoConfig) -> PseudoConfig:
@@ -101,7 +91,7 @@ class Both:
     """
 
     def __init__(self, labelled: Windows, pool: Windows) -> None:
-        self.labelled, self.pool, self.how = labelled, pool, harder()
+        self.labelled, self.pool, self.how = labelled, pool, HARDER
         self.identity = f"{labelled.identity} {pool.identity}"
 
     def __len__(self) -> int:
@@ -115,20 +105,11 @@ class Both:
         place = draw.place + len(self)  # no labelled window has it
         rng = replace(draw, place=place).numpy()
         number = int(rng.integers(len(self.pool.shelf.cases)))
-        weak = self.pool[replace(draw, index=number, place=place)]
-        grey, intensity = weak["image"].numpy(), self.pool.intensity
-        image = grey * np.float32(intensity["std"]) + np.float32(intensity["mean"])
-        nothing = np.zeros(image.shape[1:], np.uint8)
-        strong = standardised(augment(image, nothing, rng, how=self.how)[0], intensity)
-        views = {"weak": weak["image"], "strong": torch.from_numpy(strong), "beyond": weak["label"] == IGNORE}
+        grey, label = self.pool.plain(replace(draw, index=number, place=place))
+        harder, _ = augment(grey, label, rng, how=self.how)
+        weak, strong = (torch.from_numpy(standardised(view, self.pool.intensity)) for view in (grey, harder))
+        views = {"weak": weak, "strong": strong, "beyond": torch.from_numpy(label == UNSEEN)}
         return {**self.labelled[draw], **views}
-
-
-def harder() -> Recipe:
-    """Changes of grey as in the preset strong, nearly always."""
-    greys = {f"{name}_chance": HARDER for name in GREYS}
-    still = {f"{name}_chance": 0.0 for name in ("rotate", "scale", "shift", "elastic")}
-    return replace(PRESETS["strong"], **greys, **still)
 
 
 class PseudoStep(SegStep):

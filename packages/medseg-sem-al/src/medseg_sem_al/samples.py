@@ -14,7 +14,6 @@ from medseg_core.draw import Batch, Draw, repeated
 from medseg_core.errors import MedsegError
 from medseg_sem_al.index import Index, moments
 
-IGNORE = 255  # of pixels beyond the picture
 LEAST = 64  # windows of an epoch, however few the pictures are
 HELD_BYTES = 2 * 10**9  # of pictures that a process keeps in memory
 
@@ -95,6 +94,11 @@ class Windows:
         return order
 
     def __getitem__(self, draw: Draw) -> Batch:
+        image, label = self.plain(draw)
+        return {"image": torch.from_numpy(standardised(image, self.intensity)), "label": torch.from_numpy(label)}
+
+    def plain(self, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
+        """(1, size, size) float32 about 0 to 1, and (size, size) uint8 ids."""
         (image, label), rng = self.shelf[draw.index], draw.numpy()
         foreground = 1.0 if self.sampler == "per-class" else 0.0
         mean = self.intensity["mean"]
@@ -102,10 +106,7 @@ class Windows:
         image, label = crop(image, label, (self.size, self.size), **how)
         if self.how is not None:
             image, label = augment(image, label, rng, how=self.how, mirror={1: 1}, outside=mean)
-        return {
-            "image": torch.from_numpy(standardised(image, self.intensity)),
-            "label": torch.from_numpy(label - np.uint8(1)),  # 0 becomes 255
-        }
+        return image, label - np.uint8(1)  # 0 becomes 255, UNSEEN
 
     def _groups(self) -> list[list[int]]:
         """Numbers of the cases of each group; a case may be in several."""

@@ -32,12 +32,6 @@ class IndexConfig:
 class LearnConfig(AugmentConfig, TrainConfig):
     """Learning."""
 
-    encoder: str = setting(
-        "unet",
-        "unet, six_levels (the original's, 202 million parameters), resnet18|34|50, efficientnet_b0|b4|b5, vit_tiny, "
-        "dinov2_small|base|large; weights are random.",
-    )
-    width: int = setting(16, "unet: channels at full size; each of four coarser levels has twice as many.", low=1)
     size: int = setting(256, "Edge of a training window in pixels.", low=16, high=4096)
     epoch_windows: int = setting(
         0, "Windows of an epoch; 0 is as many as cover the pictures once, and 64 at least.", low=0
@@ -55,10 +49,21 @@ class LearnConfig(AugmentConfig, TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegConfig(LearnConfig):
-    """Segmentation."""
+class EncoderConfig(LearnConfig):
+    """Encoder."""
 
-    decoder: Literal["unet", "deeplabv3plus"] = setting("unet", "What makes classes of the encoder's levels.")
+    encoder: str = setting(
+        "unet",
+        "unet, six_levels (the original's, 202 million parameters), resnet18|34|50, efficientnet_b0|b4|b5, vit_tiny, "
+        "dinov2_small|base|large; weights are random.",
+    )
+    width: int = setting(16, "unet: channels at full size; each of four coarser levels has twice as many.", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig(LearnConfig):
+    """Labels."""
+
     mode: Literal["full", "frozen", "differential"] = setting(
         "full", "frozen: the encoder stays as it is; differential: it learns at encoder-lr."
     )
@@ -68,6 +73,13 @@ class SegConfig(LearnConfig):
         "uniform", "What is drawn equally often: each picture, each data set, or each class, with windows around it."
     )
     datasets: tuple[str, ...] = setting((), "Data sets to learn from; none is all.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegConfig(LabelConfig, EncoderConfig):
+    """Segmentation."""
+
+    decoder: Literal["unet", "deeplabv3plus"] = setting("unet", "What makes classes of the encoder's levels.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +93,7 @@ class FinetuneConfig(SegConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig(LearnConfig):
+class PretrainConfig(EncoderConfig):
     """Self-supervision."""
 
     method: Literal["mae", "autoencoder", "dino"] = setting(
@@ -98,7 +110,7 @@ class PretrainConfig(LearnConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PseudoConfig(SegConfig):
+class PseudoConfig(LabelConfig):
     """Semi-supervision."""
 
     sure: float = setting(0.95, "Probability from which the teacher's pixels are taught.", low=0, high=1)

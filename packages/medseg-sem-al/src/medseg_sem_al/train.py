@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from medseg_core.augment import recipe
 from medseg_core.cases import Case, keep_split, read_split
-from medseg_core.checkpoint import Card, freeze
+from medseg_core.checkpoint import Card, freeze, load_model, read_card
 from medseg_core.device import choose_device
-from medseg_core.distributed import from_first, gather, place, share
-from medseg_core.draw import Batch
+from medseg_core.distributed import from_first, gather, share
+from medseg_core.draw import Batch, Samples
 from medseg_core.errors import MedsegError, meant
 from medseg_core.infer import infer
 from medseg_core.io import write_picture
@@ -24,12 +24,13 @@ from medseg_core.run import RunFolder
 from medseg_core.trainer import At, Result, Score, Trainer
 from medseg_core.volume import Picture
 from medseg_sem_al import __version__
+from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.confusion import confusion, overall, per_class
 from medseg_sem_al.index import Index, read_index
 from medseg_sem_al.models import MODELS
 from medseg_sem_al.panels import colours_of, panel
-from medseg_sem_al.samples import IGNORE, Windows, intensity_of, standardised
-from medseg_sem_al.settings import PredictConfig, SegConfig
+from medseg_sem_al.samples import Shelf, Windows, intensity_of, standardised
+from medseg_sem_al.settings import LabelConfig, PredictConfig, SegConfig
 from medseg_sem_al.start import Start
 
 PACKAGE = "medseg-sem-al"
@@ -60,23 +61,57 @@ def train(
     """
     index = read_index(index_file)
     cases = divided(index, config.datasets, splits, index_file)
-    parts = {part: [case for case in cases if case.split == part] for part in ("train", "val")}
-    if not parts["train"]:
+    labelled = [case for case in cases if case.split == "train"]
+    if not labelled:
         raise MedsegError(f"no labelled picture of {index_file} is left to train on; see --splits and --datasets")
     card = card_of(index, cases, config)
     choose_device(config.device)
     torch.manual_seed(config.seed)
     model = MODELS[card.model](**card.arguments)
     said = (start or Start()).fill(model)  # a state of the run comes over it
+    samples = windows_of(index, labelled, card, config)
     run = RunFolder.open(out, config, resume=resume, overwrite=overwrite, inputs=(index_file, splits))
+    log.info("Begun from %s; %d windows of %d pictures in an epoch", said, len(samples), len(labelled))
+    return fit(model, SegStep(config.loss, len(card.channels)), samples, index, cases, card, config, run)
+
+
+def fit(
+    model: nn.Module,
+    step: "SegStep",
+    samples: Samples,
+    index: Index,
+    cases: Sequence[Case],
+    card: Card,
+    config: LabelConfig,
+    run: RunFolder,
+) -> Result:
+    """Trains in the run's folder, validated on those of the cases that are in "val", where there are any."""
+    val = [case for case in cases if case.split == "val"]
     with run.held():
         from_first(partial(keep_split, run.path / "split.json", cases, seed=config.seed))
-        samples = windows_of(index, parts["train"], card, config)
-        log.info("Begun from %s; %d windows of %d pictures in an epoch", said, len(samples), len(parts["train"]))
-        step = SegStep(config.loss, len(index.classes.names))
         trainer = Trainer(model, step, config=config, card=card, run=run, groups=groups_of(model, config))
-        validate = MeanIoU(index, parts["val"], card, step, run.path) if parts["val"] else None
-        return trainer.fit(samples, validate)
+        return trainer.fit(samples, MeanIoU(index, val, card, step, run.path) if val else None)
+
+
+def load_segmenter(run: Path) -> tuple[nn.Module, Card]:
+    """The network of a run of `train`, or of its weights file, in eval mode.
+
+    Raises:
+        MedsegError: no such run, or weights that make no classes.
+    """
+    card = read_card(run)
+    if card.package != PACKAGE or card.head != "softmax":
+        said = f"{run} holds a {card.model} of {card.package}, which makes no classes of micrographs"
+        raise MedsegError(f"{said}; give a run of medseg sem-al train")
+    return load_model(run, MODELS)
+
+
+def check_classes(index: Index, card: Card, where: Path) -> None:
+    """Raises a MedsegError where a network was trained on other classes than those of the index at `where`."""
+    theirs = [card.labels[k] for k in sorted(card.labels)]
+    if list(index.classes.names) != theirs:
+        said = f"{where} has the classes {', '.join(index.classes.names)}, the run {', '.join(theirs)}"
+        raise MedsegError(f"{said}; index with the same --colors")
 
 
 def divided(index: Index, datasets: Sequence[str], splits: Path | None, where: Path) -> list[Case]:
@@ -106,6 +141,8 @@ def card_of(index: Index, cases: Sequence[Case], config: SegConfig) -> Card:
     num = len(index.classes.names)
     arguments: dict[str, Any] = {"in_channels": 1, "num_classes": num}
     is_original = config.encoder == "six_levels"
+    if is_original and config.decoder != "unet":
+        raise MedsegError(f"six_levels has a decoder of its own; leave out --decoder {config.decoder}")
     if not is_original:
         arguments |= {"encoder": config.encoder, "decoder": config.decoder}
         arguments |= {"width": config.width} if config.encoder == "unet" else {}
@@ -125,7 +162,7 @@ def card_of(index: Index, cases: Sequence[Case], config: SegConfig) -> Card:
     )
 
 
-def windows_of(index: Index, cases: Sequence[Case], card: Card, config: SegConfig) -> Windows:
+def windows_of(index: Index, cases: Sequence[Case], card: Card, config: LabelConfig) -> Windows:
     """What is trained on."""
     return Windows(
         index,
@@ -138,7 +175,7 @@ def windows_of(index: Index, cases: Sequence[Case], card: Card, config: SegConfi
     )
 
 
-def groups_of(model: nn.Module, config: SegConfig) -> list[dict[str, Any]] | None:
+def groups_of(model: nn.Module, config: LabelConfig) -> list[dict[str, Any]] | None:
     """Parameter groups of the mode; a frozen encoder keeps its running statistics too."""
     if config.mode == "frozen":
         freeze(model.encoder)
@@ -167,12 +204,12 @@ class SegStep:
 
     def loss_of(self, logits: Tensor, label: Tensor) -> Tensor:
         """Of (N, K, H, W) logits and (N, H, W) ids; pixels of id 255 count nowhere."""
-        return self.loss(logits, label.long(), ignore=IGNORE)
+        return self.loss(logits, label.long(), ignore=UNSEEN)
 
     @torch.no_grad()
     def scores(self, logits: Tensor, label: Tensor) -> dict[str, Tensor]:
         """Dice, IoU and accuracy of a batch, means over the classes in it."""
-        known = label != IGNORE
+        known = label != UNSEEN
         places = label[known].long() * self.num_classes + logits.argmax(1)[known]
         counts = torch.bincount(places, minlength=self.num_classes**2).reshape(self.num_classes, self.num_classes)
         both, total = counts.diag(), counts.sum(0) + counts.sum(1)
@@ -192,11 +229,11 @@ class MeanIoU:
     """
 
     def __init__(self, index: Index, cases: Sequence[Case], card: Card, step: SegStep, out: Path) -> None:
-        self.index, self.cases, self.card, self.step, self.out = index, list(cases), card, step, out
+        self.shelf, self.card, self.step, self.out = Shelf(index, cases), card, step, out
 
     def __call__(self, model: nn.Module, at: At) -> Score:
         """See `medseg_core.trainer.Validate`."""
-        mine = [self._counted(model, case, at) for case in share(self.cases)]
+        mine = [self._counted(model, number, at) for number in share(range(len(self.shelf.cases)))]
         found = [row for part in gather(mine) for row in part]
         counts = np.sum([row[1] for row in found], axis=0)
         told = {**overall(counts), "loss": float(np.mean([row[0] for row in found]))}
@@ -206,20 +243,19 @@ class MeanIoU:
         blank = bool((counts.sum(0) > 0).sum() == 1 and (counts.sum(1) > 0).sum() > 1)
         return Score(told["iou"], told, blank=blank)
 
-    def _counted(self, model: nn.Module, case: Case, at: At) -> tuple[float, np.ndarray]:
-        image, label = self.index.image(case), self.index.label(case)
+    def _counted(self, model: nn.Module, number: int, at: At) -> tuple[float, np.ndarray]:
+        image, label = self.shelf[number]
+        image, label = image[0], label - np.uint8(1)
         logits = logits_of(model, image, self.card)
         mask = logits.argmax(0).astype(np.uint8)
-        if place()[0] == 0 and case is self.cases[0]:
+        if number == 0:
             shown = panel(image, label, mask, self.card.chosen["colours"])
-            write_picture(Picture(shown), self.out / "samples" / f"{case.id}_{at.epoch + 1:04d}.png")
+            write_picture(Picture(shown), self.out / "samples" / f"{self.shelf.cases[0].id}_{at.epoch + 1:04d}.png")
         loss = self.step.loss_of(torch.from_numpy(logits)[None], torch.from_numpy(label)[None])
         return float(loss), confusion(mask, label, len(self.card.channels))
 
 
-def logits_of(
-    model: nn.Module, image: np.ndarray, card: Card, *, config: PredictConfig | None = None, precision: str = "auto"
-) -> np.ndarray:
+def logits_of(model: nn.Module, image: np.ndarray, card: Card, config: PredictConfig | None = None) -> np.ndarray:
     """(K, H, W) float32 of a whole picture, tile by tile.
 
     Args:
@@ -234,6 +270,6 @@ def logits_of(
         reduce=lambda logits: logits,
         overlap=config.overlap,
         device=str(next(model.parameters()).device),
-        precision=precision,
+        precision="auto",
         mirror=(0, 1) if config.mirror else (),
     )

@@ -1,6 +1,5 @@
 """From a CT of any orientation and spacing to a mask on its very grid; the network is loaded once."""
 
-import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from medseg_core.cases import Case
-from medseg_core.checkpoint import Card, load_model, weights_file
+from medseg_core.checkpoint import Card, digest, load_model
 from medseg_core.cohort import JOURNAL, Outcome, clear_journal, for_each
 from medseg_core.config import as_dict
 from medseg_core.device import choose_device, choose_precision
@@ -150,7 +149,7 @@ def predict_files(
     predictor = Predictor(*models, config=config)
     if overwrite:
         from_first(partial(clear_journal, out))
-    weights = [hashlib.sha256(weights_file(model).read_bytes()).hexdigest() for model in models]
+    weights = [digest(model) for model in models]
     outcome = for_each(cases, _stages(predictor, out), out=out, config={**as_dict(config), "weights": weights})
     from_first(partial(write_label_files, out, predictor.labels))
     return outcome

@@ -70,16 +70,14 @@ class MaskedViT(nn.Module):
     """(N, C, H, W) with hidden patches -> (N, C, H, W): a vision transformer that sees the other patches alone.
 
     After He et al. (2022): tokens that are hidden never enter the encoder; a light decoder gets one learnt token in the
-    place of each. Positions are sines and cosines: fixed in the decoder, where they begin in the encoder. It tells the
-    pixels of a patch with mean 0 and
-    deviation 1, as there; and, which is ours, that mean and deviation, so that the picture it makes owes nothing to the
-    answer.
+    place of each. Positions are sines and cosines: fixed in the decoder, and what the encoder begins with. It tells the
+    pixels of a patch with mean 0 and deviation 1, as there; and, which is ours, that mean and deviation, so that the
+    picture it makes owes nothing to the answer.
 
     Args:
         in_channels: C.
         num_classes: the same, as it tells what it sees.
         encoder: of `encoders.VIT`.
-        width: of no meaning here.
         decoder_dim: channels of the decoder, a multiple of 32.
         depth: its blocks.
 
@@ -95,12 +93,11 @@ class MaskedViT(nn.Module):
         num_classes: int = 1,
         *,
         encoder: str = "vit_tiny",
-        width: int = 16,
         decoder_dim: int = 128,
         depth: int = 2,
     ) -> None:
         super().__init__()
-        _check_channels(in_channels, num_classes, width)
+        _check_channels(in_channels, num_classes)
         if encoder not in VIT:
             raise MedsegError(f"mae needs an encoder with tokens, and {encoder!r} has none; try {', '.join(VIT)}")
         if decoder_dim % 32 or min(decoder_dim, depth) < 1:
@@ -262,7 +259,7 @@ def _encoder(name: str, in_channels: int, width: int) -> nn.Module:
     return encoder_of(name, in_channels, width)
 
 
-def _check_channels(in_channels: int, num_classes: int, width: int) -> None:
+def _check_channels(in_channels: int, num_classes: int, width: int = 1) -> None:
     if min(in_channels, width) < 1:
         raise MedsegError(f"channels {in_channels} and width {width} must be at least 1")
     if num_classes != in_channels:
