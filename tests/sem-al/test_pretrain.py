@@ -154,13 +154,13 @@ def test_the_encoder_of_the_original_is_as_wide_as_it_was(index_file):
 def test_the_fill_with_means_has_the_psnr_of_the_deviation():
     # a window of 0 and 1 in equal parts, everywhere: the mean is off by a half, 20 log10(2) dB
     checks = np.indices((64, 64)).sum(0) % 2
-    window = Window(Case("a", {}), 0, 0, checks.astype(np.float32))
+    window = Window(Case("a", {}), 0, 0, checks[None].astype(np.float32))
     (row,) = Reconstruction([window], share=0.5, intensity=GREY, patch=8, seed=0).rows
     assert row["mean_psnr"] == pytest.approx(6.0206, abs=1e-3)
 
 
 def test_a_network_that_knows_the_picture_is_perfect_and_one_that_says_the_mean_is_the_fill():
-    values = np.random.default_rng(0).random((32, 32)).astype(np.float32)
+    values = np.random.default_rng(0).random((3, 32, 32)).astype(np.float32)
     judge = Reconstruction([Window(Case("a", {}), 0, 0, values)], share=0.75, intensity=GREY, patch=8, seed=0)
     hidden = judge.where(0)
     assert hidden.sum() == 0.75 * 32 * 32
@@ -171,10 +171,10 @@ def test_a_network_that_knows_the_picture_is_perfect_and_one_that_says_the_mean_
             self.none, self.values = torch.nn.Parameter(torch.zeros(1)), values
 
         def forward(self, x, hidden):
-            return torch.from_numpy((self.values - np.float32(0.5)) / np.float32(0.2))[None, None]
+            return torch.from_numpy((self.values - np.float32(0.5)) / np.float32(0.2))[None]
 
     assert judge(Says(values), None).metrics["psnr"] > 90
-    score = judge(Says(np.full_like(values, values[~hidden].mean())), None)
+    score = judge(Says(np.full_like(values, values[:, ~hidden].mean())), None)
     assert score.value == score.metrics["psnr"] == pytest.approx(score.metrics["mean_psnr"], abs=1e-3)
     assert score.metrics["ssim"] == pytest.approx(score.metrics["mean_ssim"], abs=1e-4)
 
@@ -184,7 +184,8 @@ def test_a_smooth_fill_is_the_mean_of_what_is_near():
     values[:, 32:] = 1
     where = np.zeros(values.shape, bool)
     where[:, 8:12] = where[:, 30:34] = True
-    found = smooth_fill(values, where, 4)
+    found, other = smooth_fill(np.stack([values, 1 - values]), where, 4)
+    np.testing.assert_allclose(other, 1 - found, atol=1e-6)  # frames do not mix
     assert np.array_equal(found[~where], values[~where])
     assert found[:, 8:12] == pytest.approx(np.zeros((16, 4)), abs=1e-6)
     assert found[:, 30] + found[:, 33] == pytest.approx(np.ones(16), abs=1e-5)  # by symmetry

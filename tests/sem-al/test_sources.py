@@ -118,13 +118,15 @@ def test_globs_that_find_nothing_or_leave_the_folder_are_refused(folder, how, to
         find_micrographs(folder("x/a.png"), **how)
 
 
-def test_stacks_of_the_original_give_their_middle_frame(tmp_path):
+def test_stacks_of_the_original_give_their_middle_frame_between_the_others(tmp_path):
     samples = [{"sample_id": "s_9", "frames": ["a8.png", "a9.png", "a9.png"], "mask_file": "a9.png"}]
     about = {"dataset_name": "d", "root_raw_image_dir": "raw", "root_labeled_mask_dir": "masks", "samples": samples}
     (tmp_path / "list.json").write_text(json.dumps(about))
     (case,) = find_micrographs(tmp_path / "list.json").cases
     assert (case.id, case.notes["dataset"]) == ("s_9", "d")
-    assert case.files == {"image": tmp_path / "raw" / "a9.png", "label": tmp_path / "masks" / "a9.png"}
+    frames = {"frame-1": "a8.png", "image": "a9.png", "frame+1": "a9.png"}
+    raw = {role: tmp_path / "raw" / name for role, name in frames.items()}
+    assert case.files == {**raw, "label": tmp_path / "masks" / "a9.png"}
 
 
 def test_data_sets_of_the_original_are_found_by_their_roots(tmp_path):

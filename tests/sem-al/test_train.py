@@ -79,7 +79,7 @@ def test_validation_adds_up_whole_pictures_before_it_divides(index, tmp_path, mo
     labels[cases[0].id][:, :16] = 1
     greys = {case.id: np.tile(np.float32([1.0]), (64, 64)) for case in cases}  # all is class 1
     monkeypatch.setattr(type(whole), "label", lambda self, case: labels[case.id])
-    monkeypatch.setattr(type(whole), "image", lambda self, case: greys[case.id])
+    monkeypatch.setattr(type(whole), "stack", lambda self, case: greys[case.id][None])
     about = {"head": "softmax", "channels": (0, 1), "labels": {0: "a", 1: "b"}}
     card = Card(package="x", version="0", model="y", **about, intensity={"mean": 0.5, "std": 0.5})
     card = replace(card, chosen={"colours": [[0, 0, 0], [9, 9, 9]]})
@@ -93,7 +93,7 @@ def test_validation_adds_up_whole_pictures_before_it_divides(index, tmp_path, mo
 def test_a_picture_of_any_size_gets_logits_of_its_size(index):
     card = Card(package="x", version="0", model="y", intensity={"mean": 0.0, "std": 1.0})
     image = np.random.default_rng(0).random((45, 77)).astype(np.float32)
-    logits = logits_of(Bright().eval(), image, card)
+    logits = logits_of(Bright().eval(), image[None], card)
     np.testing.assert_allclose(logits, [-image, image], atol=1e-5)
 
 

@@ -31,7 +31,7 @@ from medseg_sem_al.index import Index, read_index
 from medseg_sem_al.panels import panel
 from medseg_sem_al.predict import Predictor
 from medseg_sem_al.settings import PredictConfig
-from medseg_sem_al.train import check_classes
+from medseg_sem_al.train import check_fits
 
 REPORT, RESULTS = "report.html", "results.json"
 
@@ -61,7 +61,7 @@ def evaluate_run(
     if (out / REPORT).exists() and not overwrite:
         raise MedsegError(f"{out} holds an evaluation; add --overwrite to replace it, or choose another --out")
     predictor, index = Predictor(run, config), read_index(index_file)
-    check_classes(index, predictor.card, index_file)
+    check_fits(index, predictor.card, index_file)
     cases, trained_on = of_split([case for case in index.cases if "label" in case.files], run, split)
     if (out / REPORT).exists():  # of another split, perhaps
         shutil.rmtree(out / "panels", ignore_errors=True)
@@ -125,8 +125,8 @@ def _pairs(
 ) -> Iterator[Pair]:
     """Ids from 1 on, as 0 has no score in core and is a class here."""
     for case in track(cases, "Evaluating"):
-        image, label = index.image(case), index.label(case)
-        mask = predictor.mask(image)
+        stack, label = index.stack(case), index.label(case)
+        image, mask = stack[len(stack) // 2], predictor.mask(stack)
         counts[case.id] = confusion(mask, label, len(predictor.names))
         write_picture(Picture(panel(image, label, mask, predictor.colours)), out / "panels" / f"{case.id}.png")
         nm = case.notes.get("pixel_nm")

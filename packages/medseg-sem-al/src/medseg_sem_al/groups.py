@@ -8,12 +8,19 @@ from medseg_core.errors import MedsegError
 NUMBERED = re.compile(r"^(.*?)[-_ ]?(\d+)$")
 
 
+def numbered(name: str) -> tuple[str, int | None]:
+    """The sequence of a name, which is all but its last number, and that number; the name and None without one."""
+    match = NUMBERED.match(name)
+    return (match[1], int(match[2])) if match else (name, None)
+
+
 def groups_of(names: Sequence[str], how: str) -> list[str]:
     """A group for each name.
 
     Args:
-        how: "sequence" is the name without its last number; "block" a run of such numbers without a gap; "image" the
-            name itself; else a regular expression whose match is the group, the name itself where it does not match.
+        how: "sequence" is the name without its last number, a mere number by itself; "block" a run of such numbers
+            without a gap; "image" the name itself; else a regular expression whose match is the group, the name itself
+            where it does not match.
 
     Raises:
         MedsegError: an expression that is none.
@@ -21,11 +28,10 @@ def groups_of(names: Sequence[str], how: str) -> list[str]:
     if how == "image":
         return list(names)
     if how in ("sequence", "block"):
-        parts = [match.groups() if (match := NUMBERED.match(name)) else (name, "0") for name in names]
-        sequences = [sequence or name for name, (sequence, _) in zip(names, parts, strict=True)]
+        parts = [numbered(name) for name in names]
         if how == "sequence":
-            return sequences
-        return _blocks(sequences, [int(number) for _, number in parts])
+            return [sequence or name for name, (sequence, _) in zip(names, parts, strict=True)]
+        return _blocks([sequence for sequence, _ in parts], [number or 0 for _, number in parts])
     try:
         pattern = re.compile(how)
     except re.error as error:

@@ -1,6 +1,6 @@
 """How good pre-training is on pictures that were held out, beside what needs no network.
 
-Axes: C channels, H W of a window, h w of a grid of patches, N windows, D features.
+Axes: C frames of a stack (1 of a picture), H W of a window, h w of a grid of patches, N windows, D features.
 """
 
 from collections.abc import Sequence
@@ -54,11 +54,11 @@ class Reconstruction:
 
     @torch.no_grad()
     def made(self, model: nn.Module, number: int) -> np.ndarray:
-        """(H, W) float32 in [0, 1]: the window, its hidden pixels made up."""
+        """(C, H, W) float32 in [0, 1]: the window, its hidden pixels made up."""
         device = next(model.parameters()).device
         values, hidden = self.windows[number].values, self.hidden_1hw[number]
-        x_1CHW = torch.from_numpy(standardised(values, self.intensity))[None, None]
-        told = model(x_1CHW.to(device), hidden.to(device)).float().cpu()[0, 0].numpy()
+        x_1CHW = torch.from_numpy(standardised(values, self.intensity))[None]
+        told = model(x_1CHW.to(device), hidden.to(device)).float().cpu()[0].numpy()
         told = np.clip(told * self.intensity["std"] + self.intensity["mean"], 0, 1)
         return np.where(self.where(number), told, values)
 
@@ -68,23 +68,23 @@ class Reconstruction:
 
     def judged(self, number: int, made: np.ndarray, kind: str = "") -> dict[str, float]:
         """`psnr` and `ssim` of a window that was made up, with the name of another kind before them."""
-        one, other = (torch.from_numpy(part.astype(np.float64))[None, None] for part in (made, self.values(number)))
+        one, other = (torch.from_numpy(part.astype(np.float64))[None] for part in (made, self.values(number)))
         where = torch.from_numpy(self.where(number))[None, None]
         found = {"psnr": float(psnr(one, other, where)), "ssim": float(ssim(one, other, where=where))}
         return {f"{kind}_{name}" if kind else name: value for name, value in found.items()}
 
     def values(self, number: int) -> np.ndarray:
-        """(H, W) of a window as it is."""
+        """(C, H, W) of a window as it is."""
         return self.windows[number].values
 
     def _hidden(self, number: int, share: float, seed: int) -> Tensor:
-        grid = [edge // self.patch for edge in self.windows[number].values.shape]
+        grid = [edge // self.patch for edge in self.values(number).shape[1:]]
         return hidden_patches(1, grid, share, Draw(number, 0, 0, seed).torch())
 
     def _filled(self, number: int) -> dict[str, float]:
         values, where = self.values(number), self.where(number)
         kinds = {
-            "mean": np.where(where, values[~where].mean(), values),
+            "mean": np.where(where, values[:, ~where].mean(), values),
             "smooth": smooth_fill(values, where, self.patch),
         }
         return {name: v for kind, made in kinds.items() for name, v in self.judged(number, made, kind).items()}
@@ -94,14 +94,14 @@ def smooth_fill(values: np.ndarray, where: np.ndarray, patch: int) -> np.ndarray
     """Hidden pixels as the mean of visible ones, weighted by a Gaussian of half a patch.
 
     Args:
-        values: (H, W).
+        values: (C, H, W).
         where: (H, W) bool, what is hidden.
     """
-    smooth = {"sigma": patch / 2, "truncate": FAR}
+    smooth = {"sigma": patch / 2, "truncate": FAR, "axes": (-2, -1)}
     weight = gaussian_filter((~where).astype(np.float64), **smooth)
     total = gaussian_filter(np.where(where, 0.0, values), **smooth)
-    mean = float(values[~where].mean())
-    near = np.divide(total, weight, out=np.full(values.shape, mean), where=weight > 1e-12)
+    mean = float(values[:, ~where].mean())
+    near = np.where(weight > 1e-12, total / np.maximum(weight, 1e-12), mean)
     return np.where(where, near, values).astype(values.dtype)
 
 

@@ -20,6 +20,7 @@ from medseg_sem_al.groups import groups_of, merged
 from medseg_sem_al.images import Seen, facts_of, read_grey, read_mask, see
 from medseg_sem_al.settings import IndexConfig
 from medseg_sem_al.sources import Finding, Found, find_micrographs
+from medseg_sem_al.stacks import MIDDLE, is_listed, lacking, places_of, read_stack, role_of, with_neighbours
 
 ALIKE = 0.447  # root mean square between standardised means: a correlation of 0.9. Others reach 0.82, one moved by
 # three pixels has 0.91 at least (33 shared images)
@@ -31,8 +32,9 @@ class Index:
     """A data set.
 
     Args:
-        cases: files `image` and `label`; notes dataset, size, banner, mean, std, pixel_nm and, with a mask, shares: of
-            each class of its pixels. Cases without a mask are the unlabelled pool and in no split.
+        cases: files `image` and `label`, and of stacks the frames beside, `frame-1` and `frame+1`; notes dataset, size,
+            banner, mean, std, pixel_nm and, with a mask, shares: of each class of its pixels. Cases without a mask are
+            the unlabelled pool and in no split.
         classes: names and codes.
         rule: by which files were found.
         findings: `{"case", "severity", "text"}`: "error" for what was left out, "warning", "note".
@@ -50,10 +52,19 @@ class Index:
         """Whether something was left out."""
         return any(finding["severity"] == "error" for finding in self.findings)
 
+    @property
+    def depth(self) -> int:
+        """D, the frames of a stack; 1 is a picture by itself."""
+        return int((self.settings or {}).get("depth", 1))
+
     def image(self, case: Case) -> np.ndarray:
         """(H, W) float32 in [0, 1], without the banner."""
-        grey, _, _ = read_grey(case.files["image"])
-        return grey[: case.notes["size"][0]]
+        return self.stack(case, 1)[0]
+
+    def stack(self, case: Case, depth: int = 0) -> np.ndarray:
+        """(D, H, W) float32 in [0, 1], the picture in the middle; 0 is the depth of the index."""
+        rows = case.notes["size"][0]
+        return read_stack(case, depth or self.depth, lambda file: read_grey(file)[0][:rows])
 
     def label(self, case: Case) -> np.ndarray:
         """(H, W) uint8 ids.
@@ -103,6 +114,7 @@ def build_index(root: Path, config: IndexConfig, *, colours: Path | None = None)
     """
     known = read_classes(colours) if colours else None
     shares = _shares(config.split)
+    places_of(config.depth)
     found = find_micrographs(root, images=config.images, masks=config.masks)
     cases, seen, findings = _seen(found, config)
     total = sum((one.codes for one in seen if one.codes), Counter[Code]())
@@ -117,8 +129,10 @@ def build_index(root: Path, config: IndexConfig, *, colours: Path | None = None)
     findings += [_finding("", severity, text) for severity, text in _of_all([case for case, _ in kept], classes)]
     grouped, twins = _grouped([case for case, _ in kept], [one for _, one in kept], config)
     findings += [_finding("", "warning", text) for text in twins]
+    stacked, text = _stacked(grouped, config.depth)
+    findings += [_finding("", "note", text)] if text else []
     told = as_dict(config)
-    return Index(tuple(_divided(grouped, shares, config.seed)), classes, found.rule, tuple(findings), told)
+    return Index(tuple(_divided(stacked, shares, config.seed)), classes, found.rule, tuple(findings), told)
 
 
 def _said_unknown(unknown: Counter[Code], classes: Classes) -> str:
@@ -136,7 +150,9 @@ def _seen(found: Found, config: IndexConfig) -> tuple[list[Case], list[Seen], li
     cases, seen, findings = [], [], list(found.findings)
     for case in track(found.cases, "Reading micrographs"):
         try:
-            one = see(case.files["image"], case.files.get("label"), banner=config.banner)
+            one = see(case.files[MIDDLE], case.files.get("label"), banner=config.banner)
+            if is_listed(case) and config.depth > 1:  # its frames need be no cases
+                read_stack(case, config.depth, lambda file: read_grey(file)[0])
         except MedsegError as error:
             findings.append(_finding(case.id, "error", str(error)))
             continue
@@ -206,6 +222,20 @@ def _grouped(cases: Sequence[Case], seen: Sequence[Seen], config: IndexConfig) -
     ]
     whole = merged(groups, across)
     return [replace(case, group=group) for case, group in zip(cases, whole, strict=True)], told
+
+
+def _stacked(cases: Sequence[Case], depth: int) -> tuple[list[Case], str]:
+    """Cases with their neighbours of one group and size, and how many have fewer than they should."""
+    listed = [is_listed(case) for case in cases]
+    if depth == 1:
+        text = f"{sum(listed)} pictures are listed with their neighbours; --depth 3 lets a network see them too"
+        return list(cases), text if any(listed) else ""
+    kinds = [(case.unit, tuple(case.notes["size"]), case.notes["banner"]) for case in cases]
+    found = with_neighbours(cases, depth, kinds)
+    num = sum(lacking(case, depth) for case in found)
+    alone = sum(role_of(1) not in case.files and role_of(-1) not in case.files for case in found)
+    text = f"{num} of {len(found)} pictures lack a neighbour, and the nearest frame is taken again; {alone} have none"
+    return found, text + ", see --group" * (alone == len(found))
 
 
 def _shares(split: Sequence[float]) -> tuple[float, float]:

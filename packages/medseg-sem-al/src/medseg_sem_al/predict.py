@@ -33,6 +33,7 @@ from medseg_sem_al.measures import contacts, fraction_interval, interval_within,
 from medseg_sem_al.panels import overlaid, painted
 from medseg_sem_al.settings import PredictConfig
 from medseg_sem_al.sources import find_micrographs
+from medseg_sem_al.stacks import MIDDLE, read_stack, with_neighbours
 from medseg_sem_al.train import load_segmenter, logits_of
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,10 @@ class Predictor:
         self.net = net.to(choose_device(self.config.device))
         self.names = [self.card.labels[k] for k in sorted(self.card.labels)]
         self.colours = self.card.chosen["colours"]
+        self.depth = int(self.card.arguments["in_channels"])
 
     def mask(self, image: np.ndarray) -> np.ndarray:
-        """(H, W) uint8 ids of (H, W) values in [0, 1]."""
+        """(H, W) uint8 ids of (D, H, W) values in [0, 1]: of the picture in the middle."""
         return logits_of(self.net, image, self.card, self.config).argmax(0).astype(np.uint8)
 
 
@@ -71,9 +73,10 @@ def predict_files(
     Raises:
         MedsegError: nothing to predict, no such run, or a folder with something else.
     """
-    (cases, left_out), out, config = find_inputs(images), Path(out), config or PredictConfig()
-    from_first(partial(_check_out, out, Path(images), cases, overwrite=overwrite))
+    out, config = Path(out), config or PredictConfig()
     predictor = Predictor(run, config)
+    cases, left_out = find_inputs(images, predictor.depth)
+    from_first(partial(_check_out, out, Path(images), cases, overwrite=overwrite))
     if overwrite:
         from_first(partial(clear_journal, out))
     settings = {**as_dict(config), "weights": digest(run)}
@@ -83,8 +86,11 @@ def predict_files(
     return replace(outcome, failed={**left_out, **outcome.failed})
 
 
-def find_inputs(images: Path) -> tuple[list[Case], dict[str, str]]:
+def find_inputs(images: Path, depth: int = 1) -> tuple[list[Case], dict[str, str]]:
     """A case for each picture, and why others are none, by their names.
+
+    Args:
+        depth: frames of a stack, which are neighbours by their names; those of a single picture lie beside it.
 
     Raises:
         MedsegError: no picture.
@@ -93,7 +99,9 @@ def find_inputs(images: Path) -> tuple[list[Case], dict[str, str]]:
     if images.is_file():
         if not is_picture(images):
             raise MedsegError(f"{images} is no PNG, TIFF or JPEG; convert it")
-        return [Case(case_name(images), {"image": images})], {}
+        paths = [images] if depth == 1 else sorted(path for path in images.parent.iterdir() if is_picture(path))
+        cases = with_neighbours([Case(case_name(path), {MIDDLE: path}) for path in paths], depth)
+        return [case for case in cases if case.files[MIDDLE] == images], {}
     found = find_micrographs(images)
     left_out = {finding["case"]: finding["text"] for finding in found.findings if finding["severity"] == "error"}
     for name, why in left_out.items():
@@ -101,7 +109,8 @@ def find_inputs(images: Path) -> tuple[list[Case], dict[str, str]]:
     if not found.cases:
         why = "; ".join(left_out.values()) or "give a folder of micrographs, or one of them"
         raise MedsegError(f"{images} holds no picture to predict; {why}")
-    return [Case(case.id, {"image": case.files["image"]}) for case in found.cases], left_out
+    bare = [Case(case.id, {role: case.files[role] for role in case.files if role != "label"}) for case in found.cases]
+    return with_neighbours(bare, depth, [case.notes["dataset"] for case in found.cases]), left_out
 
 
 def _check_out(out: Path, images: Path, cases: Sequence[Case], *, overwrite: bool) -> None:
@@ -117,14 +126,16 @@ def _check_out(out: Path, images: Path, cases: Sequence[Case], *, overwrite: boo
 
 def _write(case: Case, *, predictor: Predictor, out: Path) -> Mapping[str, Any]:
     """Pictures of a case, its particles, and the rows of the other tables."""
-    grey, pixel_nm, _ = read_grey(case.files["image"])
+    middle = case.files[MIDDLE]
+    grey, pixel_nm, _ = read_grey(middle)
+    stack = read_stack(case, predictor.depth, lambda file: grey if file == middle else read_grey(file)[0])
     config, names = predictor.config, predictor.names
     pixel_nm = pixel_nm or config.pixel_nm or None
     cut = banner_of(grey) if config.banner < 0 else config.banner
     if cut >= len(grey):
         raise MedsegError(f"{case.id} has {len(grey)} rows, and {cut} are to be cut; set --banner")
     ids = np.full(grey.shape, UNSEEN, np.uint8)
-    ids[: len(grey) - cut] = predictor.mask(grey[: len(grey) - cut])
+    ids[: len(grey) - cut] = predictor.mask(stack[:, : len(grey) - cut])
     found = particles(ids, names, pixel_nm=pixel_nm)
     write_csv(out / "particles" / f"{case.id}.csv", found, list(found[0]) if found else ["class"])
     shown = {

@@ -63,7 +63,7 @@ def pretrain(
     index = read_index(index_file)
     cases = divided(index, config, index_file)
     parts = {part: [case for case in cases if case.split == part] for part in ("train", "val", "test")}
-    card = card_of(parts["train"], config)
+    card = card_of(parts["train"], config, index.depth)
     choose_device(config.device)
     torch.manual_seed(config.seed)
     model = METHODS[card.model](**card.arguments)
@@ -94,9 +94,9 @@ def divided(index: Index, config: PretrainConfig, where: Path) -> list[Case]:
     return [*split_cases(rest, val=config.held, seed=config.seed), *aside]
 
 
-def card_of(cases: list[Case], config: PretrainConfig) -> Card:
+def card_of(cases: list[Case], config: PretrainConfig, depth: int = 1) -> Card:
     """What the weights are, and how values are scaled for them."""
-    arguments: dict[str, Any] = {"in_channels": 1, "num_classes": 1, "encoder": config.encoder}
+    arguments: dict[str, Any] = {"in_channels": depth, "num_classes": depth, "encoder": config.encoder}
     if config.method != "mae":
         arguments["width"] = WIDTHS[0] if config.encoder == "six_levels" else config.width
     if config.method == "autoencoder":
@@ -216,7 +216,7 @@ def _neighbours(
         )
     device = next(model.parameters()).device
     with torch.inference_mode():
-        scaled = [standardised(window.values, dict(card.intensity))[None, None] for window in windows]
+        scaled = [standardised(window.values, dict(card.intensity))[None] for window in windows]
         features_ND = torch.cat([model.pooled(torch.from_numpy(x).to(device)).float().cpu() for x in scaled])
     places, cosines = nearest(features_ND, NEIGHBOURS)
     rows = []
@@ -241,11 +241,12 @@ def _chance(windows: list[Window]) -> float:
 
 
 def _of_one_height(windows: list[Window]) -> list[np.ndarray]:
-    tallest = max(len(window.values) for window in windows)
-    return [_grey(np.pad(w.values, ((0, tallest - len(w.values)), (0, 0)), constant_values=1.0)) for w in windows]
+    tallest = max(window.values.shape[1] for window in windows)
+    gaps = [((0, 0), (0, tallest - window.values.shape[1]), (0, 0)) for window in windows]
+    return [_grey(np.pad(w.values, gap, constant_values=1.0)) for w, gap in zip(windows, gaps, strict=True)]
 
 
 def _grey(values: np.ndarray) -> np.ndarray:
-    """(H, W, 3) uint8 of (H, W) in [0, 1]."""
-    pixels = np.clip(np.rint(255 * values), 0, 255).astype(np.uint8)
+    """(H, W, 3) uint8 of the middle one of (C, H, W) in [0, 1]."""
+    pixels = np.clip(np.rint(255 * values[len(values) // 2]), 0, 255).astype(np.uint8)
     return np.repeat(pixels[..., None], 3, -1)

@@ -1,4 +1,6 @@
-"""Semi-supervision: the averaged network teaches what it is sure of. Axes: N windows, K classes, H W of a window.
+"""Semi-supervision: the averaged network teaches what it is sure of.
+
+Axes: N windows, K classes, D frames of a stack, H W of a window.
 
 As FixMatch for pictures (Sohn et al., 2020) with the mean teacher (Tarvainen and Valpola, 2017) and CutMix (French et
 al., 2020): the teacher sees a window that was only moved and mirrored, the student the same one with other greys and
@@ -26,7 +28,7 @@ from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.index import read_index
 from medseg_sem_al.samples import Windows, standardised
 from medseg_sem_al.settings import PseudoConfig
-from medseg_sem_al.train import SegStep, check_classes, divided, fit, load_segmenter, windows_of
+from medseg_sem_al.train import SegStep, check_fits, divided, fit, load_segmenter, windows_of
 
 GREYS = ("brightness", "contrast", "gamma", "noise", "blur")
 CHANCE = 0.8  # of each change of grey in the student's view
@@ -66,7 +68,7 @@ def pseudo(
     if not config.ema:
         raise MedsegError("the averaged weights are the teacher; set --ema to 0.99, not 0")
     net, card = load_segmenter(model)
-    check_classes(index, card, index_file)
+    check_fits(index, card, index_file)
     choose_device(config.device)
     samples = Both(windows_of(index, labelled, card, config), windows_of(index, pool, card, moved_only(config)))
     run = RunFolder.open(out, config, resume=resume, overwrite=overwrite, inputs=(index_file, splits, model))
@@ -82,7 +84,7 @@ def moved_only(config: PseudoConfig) -> PseudoConfig:
 class Both:
     """Samples of labelled windows with, for each, two views of a window of the pool; see `medseg_core.draw.Samples`.
 
-    A sample has `image` and `label` as `Windows`; `weak` and `strong` (1, size, size) float32, which lie on each other;
+    A sample has `image` and `label` as `Windows`; `weak` and `strong` (D, size, size) float32, which lie on each other;
     `beyond` (size, size) bool, outside of the picture there.
 
     Args:

@@ -1,4 +1,7 @@
-"""Training samples: windows of micrographs, one grey channel of mean 0 and deviation 1. Axes: H W of a picture."""
+"""Training samples: windows of micrographs, grey, of mean 0 and deviation 1.
+
+Axes: D frames of a stack (1 of a picture), H W of a picture.
+"""
 
 import hashlib
 import json
@@ -32,11 +35,11 @@ class Shelf:
         self.num_bytes = 0
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(1, H, W) float32 in [0, 1], and (H, W) uint8 of ids from 1 on; 1 without a mask."""
+        """(D, H, W) float32 in [0, 1], and (H, W) uint8 of ids from 1 on; 1 without a mask."""
         if number in self.held:
             return self.held[number]
         case = self.cases[number]
-        image = self.index.image(case)[None]
+        image = self.index.stack(case)
         has_mask = "label" in case.files
         label = self.index.label(case) + 1 if has_mask else np.ones(image.shape[1:], np.uint8)
         if self.num_bytes + image.nbytes + label.nbytes <= HELD_BYTES:
@@ -48,7 +51,7 @@ class Shelf:
 class Windows:
     """Samples of an index; see `medseg_core.draw.Samples`.
 
-    A sample has `image` (1, size, size) float32 and `label` (size, size) uint8, 255 beyond the picture; 0 inside
+    A sample has `image` (D, size, size) float32 and `label` (size, size) uint8, 255 beyond the picture; 0 inside
     of one without a mask.
 
     Args:
@@ -98,7 +101,7 @@ class Windows:
         return {"image": torch.from_numpy(standardised(image, self.intensity)), "label": torch.from_numpy(label)}
 
     def plain(self, draw: Draw) -> tuple[np.ndarray, np.ndarray]:
-        """(1, size, size) float32 about 0 to 1, and (size, size) uint8 ids."""
+        """(D, size, size) float32 about 0 to 1, and (size, size) uint8 ids."""
         (image, label), rng = self.shelf[draw.index], draw.numpy()
         foreground = 1.0 if self.sampler == "per-class" else 0.0
         mean = self.intensity["mean"]

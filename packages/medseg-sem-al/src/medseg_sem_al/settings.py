@@ -22,6 +22,13 @@ class IndexConfig:
         "What a split keeps whole: sequence is a name without its last number; block is a run of such numbers without "
         "a gap; image is each by itself; anything else is a regular expression whose match is the group.",
     )
+    depth: int = setting(
+        1,
+        "Frames that a network sees at once: 3 is a picture between its neighbours of a sequence; the first and the "
+        "last have themselves beside them.",
+        low=1,
+        high=15,
+    )
     banner: int = setting(
         -1, "Rows to cut at the foot, where the instrument writes; -1 finds them.", low=-1, high=10000
     )

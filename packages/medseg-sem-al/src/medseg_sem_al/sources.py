@@ -9,7 +9,7 @@
 | one folder of images | `X.*` | none: a pool to predict on |
 
 A folder holds one data set, or each of its folders one; folders train, val and test are parts of one. The original's
-JSON is read too, of both kinds; of its stacks of frames the middle one is the image.
+JSON is read too, of both kinds; of its stacks of frames the middle one is the image, the others lie beside it.
 """
 
 import fnmatch
@@ -23,6 +23,7 @@ from typing import Any
 from medseg_core.cases import SPLITS, Case
 from medseg_core.errors import MedsegError, meant
 from medseg_core.io import case_name, is_picture
+from medseg_sem_al.stacks import role_of
 
 ENDS = ("_mask", "-mask", "_label", "_labels", "_seg")
 BESIDE = re.compile(r"(?P<stem>.+?)(?:_mask|_seg-(?P<what>.+))$")
@@ -237,7 +238,7 @@ def _sample(content: Mapping[str, Any], sample: Mapping[str, Any], home: Path) -
     roots = {"raw_image_root": roots} if isinstance(roots, str) else roots
     raw = Path(home, content.get("root_raw_image_dir") or roots["raw_image_root"])
     frames = [raw / name for name in sample.get("frames") or [sample["image_file"]]]
-    files = {"image": frames[len(frames) // 2]}
+    files = {role_of(place - len(frames) // 2): frame for place, frame in enumerate(frames)}
     if sample.get("mask_file"):
         files["label"] = Path(home, content.get("root_labeled_mask_dir") or roots["mask_root"], sample["mask_file"])
     name = sample.get("sample_id") or f"{dataset}_{case_name(files['image'])}"

@@ -106,12 +106,15 @@ def load_segmenter(run: Path) -> tuple[nn.Module, Card]:
     return load_model(run, MODELS)
 
 
-def check_classes(index: Index, card: Card, where: Path) -> None:
-    """Raises a MedsegError where a network was trained on other classes than those of the index at `where`."""
+def check_fits(index: Index, card: Card, where: Path) -> None:
+    """Raises a MedsegError where a network knows other classes, or stacks, than those of the index at `where`."""
     theirs = [card.labels[k] for k in sorted(card.labels)]
     if list(index.classes.names) != theirs:
         said = f"{where} has the classes {', '.join(index.classes.names)}, the run {', '.join(theirs)}"
         raise MedsegError(f"{said}; index with the same --colors")
+    if index.depth != card.arguments["in_channels"]:
+        depth = card.arguments["in_channels"]
+        raise MedsegError(f"{where} has stacks of {index.depth}, the run saw {depth}; index with --depth {depth}")
 
 
 def divided(index: Index, datasets: Sequence[str], splits: Path | None, where: Path) -> list[Case]:
@@ -139,7 +142,7 @@ def card_of(index: Index, cases: Sequence[Case], config: SegConfig) -> Card:
     seen = [case for case in cases if case.split == "train"]
     seen += [case for case in index.cases if "label" not in case.files]
     num = len(index.classes.names)
-    arguments: dict[str, Any] = {"in_channels": 1, "num_classes": num}
+    arguments: dict[str, Any] = {"in_channels": index.depth, "num_classes": num}
     is_original = config.encoder == "six_levels"
     if is_original and config.decoder != "unet":
         raise MedsegError(f"six_levels has a decoder of its own; leave out --decoder {config.decoder}")
@@ -245,11 +248,11 @@ class MeanIoU:
 
     def _counted(self, model: nn.Module, number: int, at: At) -> tuple[float, np.ndarray]:
         image, label = self.shelf[number]
-        image, label = image[0], label - np.uint8(1)
+        label = label - np.uint8(1)
         logits = logits_of(model, image, self.card)
         mask = logits.argmax(0).astype(np.uint8)
         if number == 0:
-            shown = panel(image, label, mask, self.card.chosen["colours"])
+            shown = panel(image[len(image) // 2], label, mask, self.card.chosen["colours"])
             write_picture(Picture(shown), self.out / "samples" / f"{self.shelf.cases[0].id}_{at.epoch + 1:04d}.png")
         loss = self.step.loss_of(torch.from_numpy(logits)[None], torch.from_numpy(label)[None])
         return float(loss), confusion(mask, label, len(self.card.channels))
@@ -259,14 +262,14 @@ def logits_of(model: nn.Module, image: np.ndarray, card: Card, config: PredictCo
     """(K, H, W) float32 of a whole picture, tile by tile.
 
     Args:
-        image: (H, W) in [0, 1].
+        image: (D, H, W) in [0, 1].
         card: says how values are scaled.
     """
     config = config or PredictConfig()
     return infer(
         model,
-        standardised(image, dict(card.intensity))[None],
-        window=tuple(min(config.window, edge) for edge in image.shape),
+        standardised(image, dict(card.intensity)),
+        window=tuple(min(config.window, edge) for edge in image.shape[1:]),
         reduce=lambda logits: logits,
         overlap=config.overlap,
         device=str(next(model.parameters()).device),

@@ -1,4 +1,7 @@
-"""Several views of one place of a micrograph, and windows on which pre-training is judged. Axes: H W of a picture."""
+"""Several views of one place of a micrograph, and windows on which pre-training is judged.
+
+Axes: D frames of a stack (1 of a picture), H W.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ SCENE = 1.5  # edge of the place from which views are taken, in edges of a large
 class Views:
     """Samples of an index; see `medseg_core.draw.Samples`.
 
-    A sample has `large` (2, 1, size, size) and, where there are small ones, `small` (V, 1, size // 2, size // 2), all
+    A sample has `large` (2, D, size, size) and, where there are small ones, `small` (V, D, size // 2, size // 2), all
     float32: windows of one place of a picture, half as wide again as a large view, each changed by itself. Nothing is
     enlarged or shrunk beyond what `how` says: what is large in a micrograph is not what is small.
 
@@ -74,7 +77,7 @@ class Views:
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a picture, whose first pixel is at `row` and `column`; `values` (H, W) float32 in [0, 1]."""
+    """A part of a picture, whose first pixel is at `row` and `column`; `values` (D, H, W) float32 in [0, 1]."""
 
     case: Case
     row: int
@@ -84,20 +87,21 @@ class Window:
 
 def centre(index: Index, case: Case, size: int, multiple: int) -> Window:
     """The middle of a picture: its edges are multiples, and `size` at most; too small a picture is mirrored."""
-    image = index.image(case)
-    gaps = [(0, max(multiple - edge, 0)) for edge in image.shape]
-    image = np.pad(image, gaps, mode="symmetric")
-    edges = [min(size, edge) // multiple * multiple for edge in image.shape]
-    row, column = ((edge - part) // 2 for edge, part in zip(image.shape, edges, strict=True))
-    return Window(case, row, column, image[row : row + edges[0], column : column + edges[1]])
+    stack = index.stack(case)
+    gaps = [(0, max(multiple - edge, 0)) for edge in stack.shape[1:]]
+    stack = np.pad(stack, [(0, 0), *gaps], mode="symmetric")
+    edges = [min(size, edge) // multiple * multiple for edge in stack.shape[1:]]
+    row, column = ((edge - part) // 2 for edge, part in zip(stack.shape[1:], edges, strict=True))
+    return Window(case, row, column, stack[:, row : row + edges[0], column : column + edges[1]])
 
 
 def tiles(index: Index, case: Case, size: int, *, most: int) -> list[Window]:
     """Windows of this size, or of that of a smaller picture, side by side in its middle; `most` along an axis."""
-    image = index.image(case)
-    edges = [min(size, edge) for edge in image.shape]
-    nums = [min(edge // part, most) for edge, part in zip(image.shape, edges, strict=True)]
-    starts = [(edge - part * num) // 2 for edge, part, num in zip(image.shape, edges, nums, strict=True)]
+    stack = index.stack(case)
+    space = stack.shape[1:]
+    edges = [min(size, edge) for edge in space]
+    nums = [min(edge // part, most) for edge, part in zip(space, edges, strict=True)]
+    starts = [(edge - part * num) // 2 for edge, part, num in zip(space, edges, nums, strict=True)]
     places = np.ndindex(*nums)
     corners = [[s + k * part for s, k, part in zip(starts, place, edges, strict=True)] for place in places]
-    return [Window(case, r, c, image[r : r + edges[0], c : c + edges[1]]) for r, c in corners]
+    return [Window(case, r, c, stack[:, r : r + edges[0], c : c + edges[1]]) for r, c in corners]
