@@ -93,9 +93,10 @@ def test_what_is_padded_is_the_picture_in_its_own_mirror():
     assert wide[..., *place].tolist() == x.tolist()
 
 
-def test_published_weights_fill_the_encoder_from_a_file_and_say_how_much(tmp_path):
+@pytest.mark.parametrize("num_classes", [1000, 5, 0])
+def test_published_weights_fill_the_encoder_from_a_file_and_say_how_much(tmp_path, num_classes):
     torch.manual_seed(0)
-    donor = of_timm("resnet18", 3, num_classes=1000)
+    donor = of_timm("resnet18", 3, num_classes=num_classes)
     save_file(donor.state_dict(), tmp_path / "resnet18.safetensors")
     encoder = encoder_of("resnet18", 1)
     filled, total = load_pretrained(encoder, tmp_path / "resnet18.safetensors")
@@ -105,8 +106,9 @@ def test_published_weights_fill_the_encoder_from_a_file_and_say_how_much(tmp_pat
     assert torch.allclose(encoder.body.conv1.weight, donor.conv1.weight.sum(1, keepdim=True))
 
 
-def test_weights_of_another_network_are_refused(tmp_path):
-    save_file(of_timm("resnet34", 3, num_classes=1000).state_dict(), tmp_path / "other.safetensors")
+@pytest.mark.parametrize("num_classes", [1000, 5, 0])
+def test_weights_of_another_network_are_refused(tmp_path, num_classes):
+    save_file(of_timm("resnet34", 3, num_classes=num_classes).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(MedsegError, match="no weights of resnet18"):
         load_pretrained(encoder_of("resnet18", 1), tmp_path / "other.safetensors")
 

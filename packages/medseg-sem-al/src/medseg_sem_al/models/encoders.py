@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -145,10 +146,10 @@ def load_pretrained(encoder: nn.Module, file: Path | None = None) -> tuple[int, 
     if file and file.suffix != ".safetensors":
         raise MedsegError(f"{file} is no .safetensors; convert it, for a run's kind by medseg checkpoint import")
     own = encoder.body.state_dict()
-    overlay = {"pretrained_cfg_overlay": {"file": str(file)}} if file else {}
     try:
-        donor = of_timm(encoder.name, encoder.in_channels, pretrained=True, **overlay)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        how = _of_file(file, encoder) if file else {}
+        donor = of_timm(encoder.name, encoder.in_channels, pretrained=True, **how)
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise MedsegError(f"no weights of {encoder.name} from {file or 'the hub'}: {why:.200}") from None
     given = {name: tensor for name, tensor in donor.state_dict().items() if name in own}
@@ -158,3 +159,13 @@ def load_pretrained(encoder: nn.Module, file: Path | None = None) -> tuple[int, 
         raise MedsegError(f"{file or 'the hub'} fills {filled:,} of the {total:,} values of {encoder.name}: too few")
     encoder.body.load_state_dict({**own, **given})
     return filled, total
+
+
+def _of_file(file: Path, encoder: CNNEncoder | ViTEncoder) -> dict[str, Any]:
+    """What timm needs to know: the file, and how many classes it tells apart, as it takes any rest without a word."""
+    from timm import get_pretrained_cfg
+
+    head = f"{get_pretrained_cfg((CNN | VIT)[encoder.name]).classifier}.weight"
+    with safe_open(file, "pt") as weights:
+        num = weights.get_slice(head).get_shape()[0] if head in set(weights.keys()) else 0
+    return {"num_classes": num, "pretrained_cfg_overlay": {"file": str(file), "num_classes": num}}
