@@ -138,7 +138,7 @@ def test_a_process_that_dies_ends_the_others(tmp_path):
         "sys.exit(3) if place()[0] else gather(1)\n"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(torchrun, check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(torchrun, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
 
 
@@ -162,7 +162,7 @@ gather(1)
 def test_no_thread_of_the_group_is_left_when_python_ends(tmp_path):
     (tmp_path / "threads.py").write_text(THREADS)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "threads.py"]
-    subprocess.run(torchrun, check=True, cwd=tmp_path, capture_output=True, timeout=120)
+    subprocess.run(torchrun, check=True, cwd=tmp_path, capture_output=True, timeout=300)
     assert [(tmp_path / f"left-{rank}").read_text() for rank in (0, 1)] == ["", ""]
 
 
