@@ -35,6 +35,22 @@ def test_whole_numbers_are_scaled_by_their_type(tmp_path, pixels, value):
     np.testing.assert_allclose(grey, value, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("pixels", "why"),
+    [
+        (np.array([[-1, 5]], np.int16), "below 0"),
+        (np.array([[0.5, 255]], np.float32), "above the white"),
+        (np.array([[0.5, -0.1]], np.float32), "below 0"),
+        (np.array([[0, 70000]], np.int32), "above the white"),
+        (np.array([[0.5, np.nan]], np.float32), "not finite"),
+    ],
+)
+def test_numbers_of_no_known_white_are_refused(tmp_path, pixels, why):
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(MedsegError, match=why):
+        read_grey(tmp_path / "a.tif")
+
+
 def test_colours_become_the_mean_of_their_channels(tmp_path):
     write_picture(Picture(np.array([[(0, 51, 102)]], np.uint8)), tmp_path / "a.png")
     grey, _, has_colours = read_grey(tmp_path / "a.png")

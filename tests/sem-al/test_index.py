@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from medseg_core.errors import MedsegError
 from medseg_core.io import read_picture, write_picture, write_text
@@ -143,3 +144,14 @@ def test_statistics_are_over_pixels(root):
     assert (rows[0]["images"], rows[0]["labelled"], rows[0]["pixel_nm"]) == (12, 9, [20.0])
     assert rows[0]["mean"] == pytest.approx(pixels.mean(), abs=1e-4)
     assert rows[0]["std"] == pytest.approx(pixels.std(), abs=1e-4)
+
+
+def test_a_picture_that_was_cut_since_is_refused(tmp_path):
+    root = phantom(tmp_path / "data", num_images=3, num_labelled=3, size=64)
+    index = build_index(root, IndexConfig())
+    file = index.cases[0].files["image"]
+    with Image.open(file) as picture:
+        small = picture.crop((0, 0, 60, 64))
+    small.save(file)
+    with pytest.raises(MedsegError, match=r"60 pixels wide and 64 high .* was 64 and 64 .* index again"):
+        index.image(index.cases[0])

@@ -150,3 +150,9 @@ def test_other_json_is_refused_with_what_to_do(tmp_path, text):
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(MedsegError, match="holds no pictures that a rule knows"):
         find_micrographs(tmp_path)
+
+
+def test_two_data_sets_that_make_one_name_keep_the_first_picture(folder):
+    found = find_micrographs(folder("a/b_c.png", "a_b/c.png"))
+    assert [case.id for case in found.cases] == ["a_b_c"]
+    assert "rename the folder" in found.findings[0]["text"]

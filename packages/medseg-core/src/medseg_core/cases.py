@@ -232,7 +232,7 @@ def _check_whole(cases: Sequence[Case]) -> None:
         if first.split != case.split:
             raise MedsegError(
                 f"{case.unit!r} is in two splits: case {first.id} in {first.split}, case {case.id} in {case.split}; "
-                "a patient seen in training must not be scored"
+                "what was seen in training must not be scored, so move one of them"
             )
 
 

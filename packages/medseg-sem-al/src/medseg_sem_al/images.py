@@ -44,7 +44,7 @@ def read_grey(path: Path) -> tuple[np.ndarray, float | None, bool]:
     """(H, W) float32, whole numbers scaled so that the largest of their type is 1; pixel_nm; whether it had colours.
 
     Raises:
-        MedsegError: no picture, negative numbers, or floats that are not finite.
+        MedsegError: no picture, or numbers below 0, above 65535, or of floats not from 0 to 1.
     """
     picture = read_picture(path)
     pixels, has_colours = picture.pixels, False
@@ -54,12 +54,14 @@ def read_grey(path: Path) -> tuple[np.ndarray, float | None, bool]:
         pixels = channels.mean(2, dtype=np.float32).astype(np.float32) if has_colours else channels[..., 0]
         pixels = pixels / np.float32(255) if has_colours else pixels
     if pixels.dtype.kind in "iu":
-        if pixels.min() < 0:
-            raise MedsegError(f"{path} holds negative numbers; save it as 8 or 16 bits from 0 on")
         most = 255 if pixels.dtype.itemsize == 1 else 65535
         pixels = pixels.astype(np.float32) / np.float32(most)
     if not np.isfinite(pixels).all():
         raise MedsegError(f"{path} holds values that are not finite; save it again")
+    low, high = float(pixels.min()), float(pixels.max())
+    if low < 0 or high > 1:
+        said = "is below 0" if low < 0 else "is above the white of its kind (65535, or 1 of floats)"
+        raise MedsegError(f"{path} holds a value that {said}; save it as 8 bits, in ImageJ by Image > Type > 8-bit")
     return pixels.astype(np.float32, copy=False), picture.pixel_nm, has_colours
 
 

@@ -20,7 +20,7 @@ from medseg_sem_al.groups import groups_of, merged
 from medseg_sem_al.images import Seen, facts_of, read_grey, read_mask, see
 from medseg_sem_al.settings import IndexConfig
 from medseg_sem_al.sources import Finding, Found, find_micrographs
-from medseg_sem_al.stacks import MIDDLE, is_listed, lacking, places_of, read_stack, role_of, with_neighbours
+from medseg_sem_al.stacks import MIDDLE, is_listed, lacking, places_of, read_stack, with_neighbours
 
 ALIKE = 0.447  # root mean square between standardised means: a correlation of 0.9. Others reach 0.82, one moved by
 # three pixels has 0.91 at least (33 shared images)
@@ -62,9 +62,17 @@ class Index:
         return self.stack(case, 1)[0]
 
     def stack(self, case: Case, depth: int = 0) -> np.ndarray:
-        """(D, H, W) float32 in [0, 1], the picture in the middle; 0 is the depth of the index."""
-        rows = case.notes["size"][0]
-        return read_stack(case, depth or self.depth, lambda file: read_grey(file)[0][:rows])
+        """(D, H, W) float32 in [0, 1], the picture in the middle; 0 is the depth of the index.
+
+        Raises:
+            MedsegError: a picture that was changed since, and has another size.
+        """
+        rows, columns = case.notes["size"]
+        stack = read_stack(case, depth or self.depth, lambda file: read_grey(file)[0][:rows])
+        if stack.shape[1:] != (rows, columns):
+            said = f"{case.files[MIDDLE]} is {stack.shape[2]} pixels wide and {stack.shape[1]} high without the banner"
+            raise MedsegError(f"{said}, and was {columns} and {rows} when it was indexed; index again")
+        return stack
 
     def label(self, case: Case) -> np.ndarray:
         """(H, W) uint8 ids.
@@ -129,8 +137,9 @@ def build_index(root: Path, config: IndexConfig, *, colours: Path | None = None)
     findings += [_finding("", severity, text) for severity, text in _of_all([case for case, _ in kept], classes)]
     grouped, twins = _grouped([case for case, _ in kept], [one for _, one in kept], config)
     findings += [_finding("", "warning", text) for text in twins]
-    stacked, text = _stacked(grouped, config.depth)
-    findings += [_finding("", "note", text)] if text else []
+    kinds = [(case.unit, tuple(case.notes["size"]), case.notes["banner"]) for case in grouped]
+    stacked = with_neighbours(grouped, config.depth, kinds)
+    findings += [_finding("", severity, text) for severity, text in _of_stacks(stacked, config.depth)]
     told = as_dict(config)
     return Index(tuple(_divided(stacked, shares, config.seed)), classes, found.rule, tuple(findings), told)
 
@@ -224,18 +233,15 @@ def _grouped(cases: Sequence[Case], seen: Sequence[Seen], config: IndexConfig) -
     return [replace(case, group=group) for case, group in zip(cases, whole, strict=True)], told
 
 
-def _stacked(cases: Sequence[Case], depth: int) -> tuple[list[Case], str]:
-    """Cases with their neighbours of one group and size, and how many have fewer than they should."""
-    listed = [is_listed(case) for case in cases]
-    if depth == 1:
-        text = f"{sum(listed)} pictures are listed with their neighbours; --depth 3 lets a network see them too"
-        return list(cases), text if any(listed) else ""
-    kinds = [(case.unit, tuple(case.notes["size"]), case.notes["banner"]) for case in cases]
-    found = with_neighbours(cases, depth, kinds)
-    num = sum(lacking(case, depth) for case in found)
-    alone = sum(role_of(1) not in case.files and role_of(-1) not in case.files for case in found)
-    text = f"{num} of {len(found)} pictures lack a neighbour, and the nearest frame is taken again; {alone} have none"
-    return found, text + ", see --group" * (alone == len(found))
+def _of_stacks(cases: Sequence[Case], depth: int) -> Iterator[tuple[str, str]]:
+    """What is said of neighbours."""
+    listed = sum(map(is_listed, cases))
+    if depth == 1 and listed:
+        yield "note", f"{listed} pictures are listed with their neighbours; --depth 3 lets a network see them too"
+    elif depth > 1 and not listed:
+        yield "warning", "no picture has a neighbour: no two names differ by a last number within a group; see --group"
+    elif depth > 1 and (num := sum(lacking(case, depth) for case in cases)):
+        yield "note", f"{num} of {len(cases)} pictures lack a neighbour, and the nearest frame is taken again"
 
 
 def _shares(split: Sequence[float]) -> tuple[float, float]:

@@ -128,7 +128,7 @@ def _write(case: Case, *, predictor: Predictor, out: Path) -> Mapping[str, Any]:
     """Pictures of a case, its particles, and the rows of the other tables."""
     middle = case.files[MIDDLE]
     grey, pixel_nm, _ = read_grey(middle)
-    stack = read_stack(case, predictor.depth, lambda file: grey if file == middle else read_grey(file)[0])
+    stack = read_stack(case, predictor.depth, lambda file: grey if file == middle else _frame(file, grey))
     config, names = predictor.config, predictor.names
     pixel_nm = pixel_nm or config.pixel_nm or None
     cut = banner_of(grey) if config.banner < 0 else config.banner
@@ -151,6 +151,16 @@ def _write(case: Case, *, predictor: Predictor, out: Path) -> Mapping[str, Any]:
         for row in phases(ids, names, pixel_nm=pixel_nm)
     ]
     return {"phases": rows, "contacts": contacts(ids, names, pixel_nm=pixel_nm), "num_seen": int((ids != UNSEEN).sum())}
+
+
+def _frame(file: Path, grey: np.ndarray) -> np.ndarray:
+    """A neighbour, or the picture itself where that is damaged or of another size."""
+    try:
+        frame, _, _ = read_grey(file)
+    except MedsegError as error:
+        log.warning("%s; its neighbour is predicted without it", error)
+        return grey
+    return frame if frame.shape == grey.shape else grey
 
 
 def _write_tables(out: Path, cases: Sequence[str], names: Sequence[str]) -> None:

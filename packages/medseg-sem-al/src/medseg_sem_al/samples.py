@@ -144,5 +144,7 @@ def intensity_of(cases: Sequence[Case]) -> dict[str, float]:
 
 def _identity(cases: Sequence[Case]) -> str:
     """Another text for other pictures, or other roles."""
-    facts = sorted((case.id, case.split, case.notes["mean"], case.notes.get("shares")) for case in cases)
+    files = [{role: path.name for role, path in case.files.items()} for case in cases]
+    facts = [(c.id, c.split, c.notes["mean"], c.notes.get("shares"), f) for c, f in zip(cases, files, strict=True)]
+    facts.sort(key=lambda fact: fact[0])
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

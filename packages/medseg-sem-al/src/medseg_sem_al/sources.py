@@ -169,12 +169,15 @@ def _pair(
         for stem, path in files:
             claims.setdefault(stem, {"image": [], "label": []})[role].append(path)
     stems = [stem for stem, files in claims.items() if files["image"]]
+    known = {case.id for case in found.cases}
     for stem, files in sorted(claims.items()):
         name = front + stem
         twice = next((paths for paths in files.values() if len(paths) > 1), None)
         if twice:
             said = " and ".join(path.name for path in twice)
             found.findings.append(_error(name, f"{said} are both {stem!r}; rename one, or choose by --images, --masks"))
+        elif name in known:
+            found.findings.append(_error(name, f"two data sets have a picture {name!r}; rename the folder of one"))
         elif not files["image"]:
             said = f"mask {files['label'][0]} has no image of the name {stem!r}{meant(stem, stems)}"
             found.findings.append(_error(name, said))
