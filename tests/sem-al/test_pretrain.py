@@ -249,10 +249,10 @@ def test_views_are_windows_of_one_place(tmp_path):
 def test_windows_that_are_judged_lie_in_the_middle(tmp_path):
     index = grid(tmp_path)
     found = centre(index, index.cases[0], 64, 16)
-    assert (found.row, found.column, found.values.shape) == (16, 32, (64, 64))
-    assert np.rint(found.values[0, 0] * 255) == 32
-    assert centre(index, index.cases[0], 1000, 48).values.shape == (96, 96)
-    assert centre(index, index.cases[0], 1000, 200).values.shape == (200, 200)  # mirrored
+    assert (found.row, found.column, found.values.shape) == (16, 32, (1, 64, 64))
+    assert np.rint(found.values[0, 0, 0] * 255) == 32
+    assert centre(index, index.cases[0], 1000, 48).values.shape == (1, 96, 96)
+    assert centre(index, index.cases[0], 1000, 200).values.shape == (1, 200, 200)  # mirrored
     corners = [(tile.row, tile.column) for tile in tiles(index, index.cases[0], 40, most=4)]
     assert corners == [(8, 4), (8, 44), (8, 84), (48, 4), (48, 44), (48, 84)]
 

@@ -34,7 +34,7 @@ from medseg_sem_al.panels import overlaid, painted
 from medseg_sem_al.settings import PredictConfig
 from medseg_sem_al.sources import find_micrographs
 from medseg_sem_al.stacks import MIDDLE, read_stack, with_neighbours
-from medseg_sem_al.train import load_segmenter, logits_of
+from medseg_sem_al.train import depth_of, load_segmenter, logits_of
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Predictor:
         self.net = net.to(choose_device(self.config.device))
         self.names = [self.card.labels[k] for k in sorted(self.card.labels)]
         self.colours = self.card.chosen["colours"]
-        self.depth = int(self.card.arguments["in_channels"])
+        self.depth = depth_of(self.card)
 
     def mask(self, image: np.ndarray) -> np.ndarray:
         """(H, W) uint8 ids of (D, H, W) values in [0, 1]: of the picture in the middle."""

@@ -106,14 +106,18 @@ def load_segmenter(run: Path) -> tuple[nn.Module, Card]:
     return load_model(run, MODELS)
 
 
+def depth_of(card: Card) -> int:
+    """D, the frames that a network sees at once."""
+    return int(card.arguments.get("in_channels", 1))
+
+
 def check_fits(index: Index, card: Card, where: Path) -> None:
     """Raises a MedsegError where a network knows other classes, or stacks, than those of the index at `where`."""
     theirs = [card.labels[k] for k in sorted(card.labels)]
     if list(index.classes.names) != theirs:
         said = f"{where} has the classes {', '.join(index.classes.names)}, the run {', '.join(theirs)}"
         raise MedsegError(f"{said}; index with the same --colors")
-    if index.depth != card.arguments["in_channels"]:
-        depth = card.arguments["in_channels"]
+    if index.depth != (depth := depth_of(card)):
         raise MedsegError(f"{where} has stacks of {index.depth}, the run saw {depth}; index with --depth {depth}")
 
 
