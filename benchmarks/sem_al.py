@@ -1,10 +1,10 @@
 """What a small network learns of few micrographs: beside the majority class and the pixel classifier of many labs.
 
     python benchmarks/sem_al.py --out sem_al                  # hours of two cores; goes on where it was
-    python benchmarks/sem_al.py --out sem_al --part one       # a part: labels (all labels), one (a single label)
+    python benchmarks/sem_al.py --out sem_al --part super     # a part: super, ebc (all labels), one (a single label)
     python benchmarks/sem_al.py --out small --small           # does it run at all?
 
-The protocol, fixed before the first run. `labels`: ebc (15 pictures) and super (14), three folds by specimen, drawn
+The protocol, fixed before the first run. All labels: ebc (15 pictures) and super (14), three folds by specimen, drawn
 once; each picture is tested once by each of three seeds. Of those that are not tested a fifth of the specimens choose
 the epoch, the others are trained on. `one`: super; five times two specimens are tested, and of the others a single
 picture has a label and the rest are a pool without; nothing is left to choose an epoch by, so the last one counts.
@@ -16,7 +16,7 @@ without.
 The pixel classifier is a random forest on the multiscale features of scikit-image (intensity, edges, texture; 1 to 16
 pixels), with the settings of its example, trained on the same pictures.
 
-The measure is the mean IoU over classes of all tested pictures together, per seed. Intervals of `labels` are over
+The measure is the mean IoU over classes of all tested pictures together, per seed. Intervals with all labels are over
 specimens (bootstrap, seeds averaged), those of `one` over the five draws (Student's t).
 """
 
@@ -54,7 +54,7 @@ COLOURS = {"matrix": "grey", "secondary": "#0000ff", "tertiary": "#ff0000"}
 GROUPS = {"super": r"spot\d+", "ebc": "sequence"}
 FOREST_PIXELS = 100_000  # of a picture that the forest is trained on
 NUM_RESAMPLES = 2000
-
+PARTS = ("super", "ebc", "one")
 
 BUDGET = {
     "size": 128, "epoch_windows": 128, "batch_size": 8, "lr": 1e-3, "channels_last": True, "val_every": 4,
@@ -87,15 +87,16 @@ def main() -> None:
     """Makes the cells that are missing, and prints both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--part", choices=("labels", "one", "both"), default="both")
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args()
     protocol = SMALL if options.small else FULL
     told: dict[str, Any] = {}
-    if options.part != "one":
-        told["labels"] = {name: labels(name, protocol, options.out) for name in protocol.datasets}
-    if options.part != "labels":
-        told["one"] = one(protocol, options.out)
+    for part in options.part:
+        if part == "one":
+            told[part] = one(protocol, options.out)
+        elif part in protocol.datasets:
+            told[part] = labels(part, protocol, options.out)
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
     document = {
         "command": " ".join(sys.argv),
@@ -105,9 +106,8 @@ def main() -> None:
         **told,
     }
     write_text(options.out / "results.json", json.dumps(strict(document), indent=1) + "\n")
-    for part, rows in told.items():
-        for row in rows if part == "one" else [row for some in rows.values() for row in some]:
-            print(" ".join(f"{value:+.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+    for row in (row for rows in told.values() for row in rows):
+        print(" ".join(f"{value:+.3f}" if isinstance(value, float) else str(value) for value in row.values()))
 
 
 def indexed(name: str, out: Path) -> Index:
