@@ -106,7 +106,8 @@ def test_neighbours_in_another_part_of_the_split_are_not_looked_at(ramp):
 
 def test_the_stacks_of_the_original_are_taken_as_they_are_listed(ramp):
     file = ramp / "list.json"
-    samples = [{"frames": ["a_2.png", "a_0.png", "b_1.png"], "mask_file": None}]
+    by_name = {"frames": ["a_0.png", "a_1.png", "a_2.png"], "mask_file": None}
+    samples = [{"frames": ["a_2.png", "a_0.png", "b_1.png"], "mask_file": None}, by_name]
     file.write_text(json.dumps({"root_raw_image_dir": "raw", "samples": samples}))
     index = build_index(file, IndexConfig(depth=3))
     assert near(index.cases[0]) == [str(ramp / "raw" / "a_2"), str(ramp / "raw" / "b_1")]
