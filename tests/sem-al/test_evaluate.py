@@ -15,7 +15,7 @@ from medseg_core.io import read_picture, write_picture, write_text
 from medseg_core.volume import Picture
 from medseg_sem_al import evaluate as module
 from medseg_sem_al.evaluate import evaluate_run
-from medseg_sem_al.index import build_index
+from medseg_sem_al.index import build_index, read_index
 from medseg_sem_al.models import MODELS
 from medseg_sem_al.settings import IndexConfig, PredictConfig
 
@@ -228,3 +228,18 @@ def test_a_panel_shows_the_truth_the_prediction_and_what_is_wrong(whole):
     truth, prediction, error = (shown[:, 46 * k : 46 * k + 40] for k in (1, 2, 3))
     assert ((truth == COLOURS[0]).all(2).sum(), (prediction == COLOURS[0]).all(2).sum()) == (300, 400)
     assert (error == (255, 80, 0)).all(2).sum() == 150
+
+
+@pytest.mark.parametrize(("nm", "unit", "tolerance"), [((20, 20), "nm", 60), ((20, None), "px", 3)])
+def test_surfaces_may_lie_three_pixels_apart_in_nm_where_all_have_them(
+    study, monkeypatch, nm, unit, tolerance
+):
+    index, seen = read_index(study / "index.json"), []
+    edges = {name: {"pixel_nm": edge} for name, edge in zip(("a_1", "a_2"), nm, strict=True) if edge}
+    cases = [replace(case, notes={**case.notes, **edges.get(case.id, {})}) for case in index.cases]
+    replace(index, cases=tuple(cases)).write(study / "index.json")
+    monkeypatch.setattr(module, "evaluate", lambda pairs, *_, **how: seen.append((how["tolerance"], list(pairs))))
+    evaluated(study)
+    ((told, pairs),) = seen
+    assert (told, {pair.unit for pair in pairs}) == (tolerance, {unit})
+    assert {pair.spacing for pair in pairs} == {(tolerance / 3, tolerance / 3)}

@@ -34,6 +34,7 @@ from medseg_sem_al.settings import PredictConfig
 from medseg_sem_al.train import check_fits
 
 REPORT, RESULTS = "report.html", "results.json"
+TOLERANCE = 3.0  # of NSD, in pixels
 
 
 def evaluate_run(
@@ -67,10 +68,13 @@ def evaluate_run(
         shutil.rmtree(out / "panels", ignore_errors=True)
     counts: dict[str, np.ndarray] = {}
     commonest = _commonest(index, trained_on)
+    nm = [case.notes.get("pixel_nm") for case in cases]
+    unit = "nm" if all(nm) else "px"
     evaluation = evaluate(
-        _pairs(index, cases, predictor, counts, out),
+        _pairs(index, cases, predictor, counts, out, unit),
         {k + 1: name for k, name in enumerate(predictor.names)},
         baselines={"majority": lambda pair: np.full(pair.label.shape, commonest + 1, np.uint8)},
+        tolerance=TOLERANCE * (max(nm) if unit == "nm" else 1),
     )
     write_tables(evaluation, out)
     found = results(cases, counts, predictor.names, commonest)
@@ -121,7 +125,7 @@ def _scores(
 
 
 def _pairs(
-    index: Index, cases: Sequence[Case], predictor: Predictor, counts: dict[str, np.ndarray], out: Path
+    index: Index, cases: Sequence[Case], predictor: Predictor, counts: dict[str, np.ndarray], out: Path, unit: str
 ) -> Iterator[Pair]:
     """Ids from 1 on, as 0 has no score in core and is a class here."""
     for case in track(cases, "Evaluating"):
@@ -129,9 +133,8 @@ def _pairs(
         image, mask = stack[len(stack) // 2], predictor.mask(stack)
         counts[case.id] = confusion(mask, label, len(predictor.names))
         write_picture(Picture(panel(image, label, mask, predictor.colours)), out / "panels" / f"{case.id}.png")
-        nm = case.notes.get("pixel_nm")
-        spacing, unit = ((nm, nm), "nm") if nm else ((1.0, 1.0), "px")
-        yield Pair(case.id, mask + 1, label + 1, spacing, unit, images={"sem": image})
+        edge = case.notes["pixel_nm"] if unit == "nm" else 1.0
+        yield Pair(case.id, mask + 1, label + 1, (edge, edge), unit, images={"sem": image})
 
 
 def _commonest(index: Index, trained_on: set[str]) -> int:
