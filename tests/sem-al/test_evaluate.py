@@ -231,9 +231,7 @@ def test_a_panel_shows_the_truth_the_prediction_and_what_is_wrong(whole):
 
 
 @pytest.mark.parametrize(("nm", "unit", "tolerance"), [((20, 20), "nm", 60), ((20, None), "px", 3)])
-def test_surfaces_may_lie_three_pixels_apart_in_nm_where_all_have_them(
-    study, monkeypatch, nm, unit, tolerance
-):
+def test_surfaces_may_lie_three_pixels_apart_in_nm_where_all_have_them(study, monkeypatch, nm, unit, tolerance):
     index, seen = read_index(study / "index.json"), []
     edges = {name: {"pixel_nm": edge} for name, edge in zip(("a_1", "a_2"), nm, strict=True) if edge}
     cases = [replace(case, notes={**case.notes, **edges.get(case.id, {})}) for case in index.cases]
