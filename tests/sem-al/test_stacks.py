@@ -9,9 +9,11 @@ from PIL import Image
 
 from medseg_core.cases import Case
 from medseg_core.errors import MedsegError
+from medseg_sem_al.evaluate import evaluate_run
 from medseg_sem_al.index import build_index, read_index
 from medseg_sem_al.predict import Predictor, find_inputs, predict_files
 from medseg_sem_al.pretrain import inspect, pretrain
+from medseg_sem_al.samples import Windows
 from medseg_sem_al.settings import IndexConfig, PretrainConfig, SegConfig
 from medseg_sem_al.stacks import read_stack, with_neighbours
 from medseg_sem_al.start import Start
@@ -98,6 +100,13 @@ def test_an_index_keeps_each_picture_between_its_neighbours(stacked):
     assert "4 of 8 pictures lack a neighbour" in index.findings[-1]["text"] + index.findings[-2]["text"]
 
 
+def test_a_run_with_other_neighbours_is_another(ramp, stacked):
+    how = {"size": 32, "intensity": {"mean": 0.5, "std": 0.5}}
+    alone = build_index(ramp, IndexConfig(split=(0.5, 0.5, 0.0)))
+    one, other = (Windows(index, index.cases, **how).identity for index in (read_index(stacked), alone))
+    assert one != other
+
+
 def test_neighbours_in_another_part_of_the_split_are_not_looked_at(ramp):
     index = build_index(ramp, IndexConfig(depth=3, group="image"))
     assert all(set(case.files) == {"image", "label"} for case in index.cases)
@@ -169,8 +178,6 @@ def test_pre_training_on_stacks_gives_an_encoder_of_stacks(stacked, tmp_path, me
 
 
 def test_a_run_on_pictures_refuses_stacks(ramp, stacked, tmp_path):
-    from medseg_sem_al.evaluate import evaluate_run
-
     flat = tmp_path / "flat.json"
     build_index(ramp, IndexConfig(split=(0.5, 0.5, 0.0))).write(flat)
     train(flat, tmp_path / "run", SegConfig(**BUDGET))

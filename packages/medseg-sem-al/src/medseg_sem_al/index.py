@@ -58,21 +58,28 @@ class Index:
         return int((self.settings or {}).get("depth", 1))
 
     def image(self, case: Case) -> np.ndarray:
-        """(H, W) float32 in [0, 1], without the banner."""
-        return self.stack(case, 1)[0]
-
-    def stack(self, case: Case, depth: int = 0) -> np.ndarray:
-        """(D, H, W) float32 in [0, 1], the picture in the middle; 0 is the depth of the index.
+        """(H, W) float32 in [0, 1], without the banner.
 
         Raises:
             MedsegError: a picture that was changed since, and has another size.
         """
+        return self._frame(case.files[MIDDLE], case)
+
+    def stack(self, case: Case) -> np.ndarray:
+        """(D, H, W) float32 in [0, 1], the picture in the middle.
+
+        Raises:
+            MedsegError: as `image`.
+        """
+        return read_stack(case, self.depth, lambda file: self._frame(file, case))
+
+    def _frame(self, file: Path, case: Case) -> np.ndarray:
         rows, columns = case.notes["size"]
-        stack = read_stack(case, depth or self.depth, lambda file: read_grey(file)[0][:rows])
-        if stack.shape[1:] != (rows, columns):
-            said = f"{case.files[MIDDLE]} is {stack.shape[2]} pixels wide and {stack.shape[1]} high without the banner"
+        grey = read_grey(file)[0][:rows]
+        if grey.shape != (rows, columns):
+            said = f"{file} is {grey.shape[1]} pixels wide and {grey.shape[0]} high without the banner"
             raise MedsegError(f"{said}, and was {columns} and {rows} when it was indexed; index again")
-        return stack
+        return grey
 
     def label(self, case: Case) -> np.ndarray:
         """(H, W) uint8 ids.
@@ -122,7 +129,7 @@ def build_index(root: Path, config: IndexConfig, *, colours: Path | None = None)
     """
     known = read_classes(colours) if colours else None
     shares = _shares(config.split)
-    places_of(config.depth)
+    places_of(config.depth)  # refuses an even one
     found = find_micrographs(root, images=config.images, masks=config.masks)
     cases, seen, findings = _seen(found, config)
     total = sum((one.codes for one in seen if one.codes), Counter[Code]())

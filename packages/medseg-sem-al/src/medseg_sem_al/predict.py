@@ -32,7 +32,7 @@ from medseg_sem_al.images import banner_of, read_grey
 from medseg_sem_al.measures import contacts, fraction_interval, interval_within, particles, phases
 from medseg_sem_al.panels import overlaid, painted
 from medseg_sem_al.settings import PredictConfig
-from medseg_sem_al.sources import find_micrographs
+from medseg_sem_al.sources import find_micrographs, pictures_in
 from medseg_sem_al.stacks import MIDDLE, read_stack, with_neighbours
 from medseg_sem_al.train import depth_of, load_segmenter, logits_of
 
@@ -99,7 +99,7 @@ def find_inputs(images: Path, depth: int = 1) -> tuple[list[Case], dict[str, str
     if images.is_file():
         if not is_picture(images):
             raise MedsegError(f"{images} is no PNG, TIFF or JPEG; convert it")
-        paths = [images] if depth == 1 else sorted(path for path in images.parent.iterdir() if is_picture(path))
+        paths = {images} if depth == 1 else {images, *pictures_in(images.parent)}
         cases = with_neighbours([Case(case_name(path), {MIDDLE: path}) for path in paths], depth)
         return [case for case in cases if case.files[MIDDLE] == images], {}
     found = find_micrographs(images)
@@ -157,10 +157,13 @@ def _frame(file: Path, grey: np.ndarray) -> np.ndarray:
     """A neighbour, or the picture itself where that is damaged or of another size."""
     try:
         frame, _, _ = read_grey(file)
+        if frame.shape == grey.shape:
+            return frame
+        why = f"{file} is of another size"
     except MedsegError as error:
-        log.warning("%s; its neighbour is predicted without it", error)
-        return grey
-    return frame if frame.shape == grey.shape else grey
+        why = str(error)
+    log.warning("%s; the picture beside it is seen without it", why)
+    return grey
 
 
 def _write_tables(out: Path, cases: Sequence[str], names: Sequence[str]) -> None:

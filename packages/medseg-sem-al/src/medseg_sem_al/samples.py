@@ -143,8 +143,9 @@ def intensity_of(cases: Sequence[Case]) -> dict[str, float]:
 
 
 def _identity(cases: Sequence[Case]) -> str:
-    """Another text for other pictures, or other roles."""
-    files = [{role: path.name for role, path in case.files.items()} for case in cases]
-    facts = [(c.id, c.split, c.notes["mean"], c.notes.get("shares"), f) for c, f in zip(cases, files, strict=True)]
-    facts.sort(key=lambda fact: fact[0])
+    """Another text for other pictures, neighbours or roles."""
+    facts = [
+        (c.id, c.split, c.notes["mean"], c.notes.get("shares"), {role: path.name for role, path in c.files.items()})
+        for c in sorted(cases, key=lambda case: case.id)
+    ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

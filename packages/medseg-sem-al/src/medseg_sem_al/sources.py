@@ -79,7 +79,8 @@ def _sets(root: Path) -> list[Path]:
     return [root, *sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))]
 
 
-def _pictures(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[Path]:
+    """Its PNG, TIFF and JPEG files, hidden ones left out; none where there is no such folder."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.is_file() and is_picture(p) and not p.name.startswith("."))
@@ -89,12 +90,12 @@ def _two_folders(images: str, masks: str) -> Callable[[Path], Files | None]:
     """Images in one folder, masks in another, which need not be there."""
 
     def read(folder: Path) -> Files | None:
-        found = _pictures(folder / images)
+        found = pictures_in(folder / images)
         if not found:
             return None
         homes = sorted(p for p in folder.glob(masks) if p.is_dir())
         stems = {case_name(p) for p in found}
-        return found, [(_stem(p, stems), p) for home in homes for p in _pictures(home)]
+        return found, [(_stem(p, stems), p) for home in homes for p in pictures_in(home)]
 
     return read
 
@@ -108,7 +109,7 @@ def _stem(mask: Path, stems: set[str]) -> str:
 
 def _beside(folder: Path) -> Files | None:
     """Images and masks in one folder."""
-    found = _pictures(folder)
+    found = pictures_in(folder)
     masks: dict[str, dict[str, Path]] = {}
     for path in found:
         if match := BESIDE.match(case_name(path)):
@@ -128,7 +129,7 @@ def _widest(named: Mapping[str, Path]) -> list[Path]:
 
 
 def _alone(folder: Path) -> Files | None:
-    found = _pictures(folder)
+    found = pictures_in(folder)
     return (found, []) if found else None
 
 
