@@ -92,3 +92,11 @@ def test_tables_that_say_nothing_clear_are_refused(tmp_path, text, told):
     (tmp_path / "classes.toml").write_text(text)
     with pytest.raises(MedsegError, match=told):
         read_classes(tmp_path / "classes.toml")
+
+
+def test_what_nobody_labelled_is_no_class_and_no_unknown_value():
+    table = {"a": [0], "b": ["#0000ff"], "unlabelled": ["#ffff00"]}
+    classes = classes_of(table, "test")
+    ids, unknown = classes.decode(np.array([[BLUE, (255, 255, 0)], [BLUE, (0, 0, 0)]], np.uint8))
+    assert (ids.tolist(), unknown, classes.names) == ([[1, 255], [1, 0]], Counter(), ("a", "b"))
+    assert classes.as_json() == table

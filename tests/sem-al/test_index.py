@@ -155,3 +155,19 @@ def test_a_picture_that_was_cut_since_is_refused(tmp_path):
     small.save(file)
     with pytest.raises(MedsegError, match=r"60 pixels wide and 64 high .* was 64 and 64 .* index again"):
         index.image(index.cases[0])
+
+
+def test_shares_are_of_what_is_labelled(tmp_path):
+    mask = np.full((20, 20), 9, np.uint8)  # 9 has no label
+    mask[:2, :15], mask[2, :10] = 0, 1
+    for name, pixels in (("a", mask), ("b", np.full_like(mask, 9)), ("c", np.ones_like(mask))):
+        grey = np.random.default_rng(ord(name)).integers(0, 256, (20, 20), np.uint8)
+        write_picture(Picture(grey), tmp_path / "data" / "raw" / f"{name}.png")
+        write_picture(Picture(pixels), tmp_path / "data" / "labeled" / f"{name}.png")
+    write_text(tmp_path / "classes.json", json.dumps({"pore": 0, "rest": 1, "unlabelled": 9}))
+    index = build_index(tmp_path / "data", IndexConfig(group="image"), colours=tmp_path / "classes.json")
+    partly, never, whole = index.cases
+    assert (partly.notes["shares"], partly.notes["labelled"]) == ([0.75, 0.25], 0.1)
+    assert ("label" in never.files, never.split) == (False, "")  # in the pool
+    assert "labelled" not in whole.notes
+    assert statistics(index)[0]["shares"] == pytest.approx({"pore": 30 / 440, "rest": 410 / 440})

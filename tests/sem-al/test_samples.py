@@ -1,5 +1,7 @@
 """Windows: what they hold, how often each picture comes, and that one draw is always the same."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from medseg_core.augment import Recipe
 from medseg_core.cases import Case
 from medseg_core.draw import Draw
 from medseg_core.errors import MedsegError
-from medseg_core.io import write_picture
+from medseg_core.io import write_picture, write_text
 from medseg_core.volume import Picture
 from medseg_sem_al import samples
 from medseg_sem_al.index import build_index
@@ -135,3 +137,14 @@ def test_another_role_of_a_picture_is_another_identity(tmp_path):
     index = made(tmp_path, {"a0": halves(), "a1": halves()})
     of = lambda cases: Windows(index, cases, size=16, intensity=PLAIN).identity  # noqa: E731
     assert of(index.cases) != of(index.cases[:1])
+
+
+def test_windows_of_a_picture_that_is_labelled_in_part_lie_around_its_labels(tmp_path):
+    mask = np.full((40, 40), 255)
+    mask[30:36, 5:9] = 1
+    made(tmp_path, {"a0": mask, "a1": halves()})
+    write_text(tmp_path / "classes.json", json.dumps({"a": 0, "b": 1, "unlabelled": 255}))
+    config = IndexConfig(group="image", split=(1.0, 0.0, 0.0))
+    index = build_index(tmp_path, config, colours=tmp_path / "classes.json")
+    for window in draws(Windows(index, index.cases[:1], size=8, intensity=PLAIN, num_samples=20)):
+        assert {1} < set(window["label"].unique().tolist()) <= {1, 255}

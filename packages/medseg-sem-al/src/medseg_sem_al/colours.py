@@ -19,7 +19,8 @@ from medseg_core.errors import MedsegError
 GREY, OTHER = "grey", "other"
 MOST = 16  # values that become classes by themselves
 ORIGINAL = {"#0000ff": "carbon", "#00ffff": "SE", "#ff7e7e": "AM"}  # of the original, in the order of its ids
-UNSEEN = 255  # id of what nobody looked at: a banner, or what lies beyond a picture
+UNSEEN = 255  # id of what nobody looked at: a banner, what lies beyond a picture, what has no label yet
+UNLABELLED = "unlabelled"  # the word for it in a table of classes
 COLOUR = 1 << 24  # added to packed colours, so that none is a grey value
 Code = int | str
 
@@ -30,7 +31,7 @@ class Classes:
 
     Args:
         names: of ids 0, 1, ...
-        codes: code -> id.
+        codes: code -> id; 255 of what has no label yet.
         grey: id of every grey that has none by itself.
         other: id of everything that has none.
         rule: where this comes from.
@@ -63,17 +64,20 @@ class Classes:
         if not self.codes:
             return ""
         best = min(self.codes, key=lambda other: float(np.square(np.subtract(rgb(code), rgb(other))).sum()))
-        return f"{self.names[self.codes[best]]} ({best})"
+        return f"{self._name_of(self.codes[best])} ({best})"
 
     def as_json(self) -> dict[str, list[Code]]:
         """What `read_classes` reads."""
         table: dict[str, list[Code]] = {name: [] for name in self.names}
         for code, number in self.codes.items():
-            table[self.names[number]].append(code)
+            table.setdefault(self._name_of(number), []).append(code)
         for word, number in ((GREY, self.grey), (OTHER, self.other)):
             if number is not None:
-                table[self.names[number]].append(word)
+                table.setdefault(self._name_of(number), []).append(word)
         return table
+
+    def _name_of(self, number: int) -> str:
+        return UNLABELLED if number == UNSEEN else self.names[number]
 
 
 def pack(pixels: np.ndarray) -> np.ndarray:
@@ -109,7 +113,8 @@ def rgb(code: Code) -> tuple[int, int, int]:
 def read_classes(file: Path) -> Classes:
     """Classes of a TOML or JSON table `name = code` or `name = [codes]`, in the order of ids.
 
-    A code is `"#rrggbb"`, a grey value or index, `"grey"` for any grey, or `"other"` for anything else.
+    A code is `"#rrggbb"`, a grey value or index, `"grey"` for any grey, or `"other"` for anything else. The name
+    `unlabelled` is no class: its codes stand for pixels that nobody labelled, which are neither taught nor scored.
 
     Raises:
         MedsegError: unreadable, no such table, or a code that two classes claim.
@@ -133,14 +138,16 @@ def classes_of(table: Mapping[str, Any], rule: str) -> Classes:
     """
     codes: dict[Code, int] = {}
     words: dict[str, int] = {}
-    for number, (name, given) in enumerate(table.items()):
+    names = [name for name in table if name != UNLABELLED]
+    for name, given in table.items():
+        number = UNSEEN if name == UNLABELLED else names.index(name)
         for code in given if isinstance(given, list) else [given]:
             known = _code(code, name, rule)
             place: dict[Any, int] = words if known in (GREY, OTHER) else codes
             if place.setdefault(known, number) != number:
-                first = list(table)[place[known]]
+                first = UNLABELLED if place[known] == UNSEEN else names[place[known]]
                 raise MedsegError(f"{rule}: {known} is {first} and {name}; give it to one of them")
-    return Classes(tuple(table), codes, words.get(GREY), words.get(OTHER), rule)
+    return Classes(tuple(names), codes, words.get(GREY), words.get(OTHER), rule)
 
 
 def _code(code: Any, name: str, rule: str) -> Code:

@@ -26,8 +26,9 @@ from medseg_core.progress import track
 from medseg_core.report import write_report
 from medseg_core.table import write_csv
 from medseg_core.volume import Picture
+from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.confusion import confusion, miou_interval, overall, per_class
-from medseg_sem_al.index import Index, read_index
+from medseg_sem_al.index import Index, read_index, shares_of
 from medseg_sem_al.panels import panel
 from medseg_sem_al.predict import Predictor
 from medseg_sem_al.settings import PredictConfig
@@ -127,22 +128,22 @@ def _scores(
 def _pairs(
     index: Index, cases: Sequence[Case], predictor: Predictor, counts: dict[str, np.ndarray], out: Path, unit: str
 ) -> Iterator[Pair]:
-    """Ids from 1 on, as 0 has no score in core and is a class here."""
+    """Ids from 1 on, as 0 has no score in core and is a class here; 0 where nobody labelled."""
     for case in track(cases, "Evaluating"):
         stack, label = index.stack(case), index.label(case)
         image, mask = stack[len(stack) // 2], predictor.mask(stack)
         counts[case.id] = confusion(mask, label, len(predictor.names))
         write_picture(Picture(panel(image, label, mask, predictor.colours)), out / "panels" / f"{case.id}.png")
         edge = case.notes["pixel_nm"] if unit == "nm" else 1.0
-        yield Pair(case.id, mask + 1, label + 1, (edge, edge), unit, images={"sem": image})
+        found = np.where(label == UNSEEN, np.uint8(0), mask + np.uint8(1))
+        yield Pair(case.id, found, label + np.uint8(1), (edge, edge), unit, images={"sem": image})
 
 
 def _commonest(index: Index, trained_on: set[str]) -> int:
     """The class that most pixels of the training pictures have."""
     cases = [case for case in index.cases if "shares" in case.notes]
     cases = [case for case in cases if case.id in trained_on] or cases
-    areas = [np.prod(case.notes["size"]) for case in cases]
-    return int(np.average([case.notes["shares"] for case in cases], axis=0, weights=areas).argmax())
+    return int(shares_of(cases).argmax())
 
 
 def _shown(counts: Mapping[str, np.ndarray], out: Path) -> list[Path]:

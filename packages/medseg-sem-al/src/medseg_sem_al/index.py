@@ -15,7 +15,7 @@ from medseg_core.config import as_dict
 from medseg_core.errors import MedsegError
 from medseg_core.io import case_name
 from medseg_core.progress import track
-from medseg_sem_al.colours import Classes, Code, classes_of, guessed, read_classes
+from medseg_sem_al.colours import UNSEEN, Classes, Code, classes_of, guessed, read_classes
 from medseg_sem_al.groups import groups_of, merged
 from medseg_sem_al.images import Seen, facts_of, read_grey, read_mask, see
 from medseg_sem_al.settings import IndexConfig
@@ -33,8 +33,8 @@ class Index:
 
     Args:
         cases: files `image` and `label`, and of stacks the frames beside, `frame-1` and `frame+1`; notes dataset, size,
-            banner, mean, std, pixel_nm and, with a mask, shares: of each class of its pixels. Cases without a mask are
-            the unlabelled pool and in no split.
+            banner, mean, std, pixel_nm and, with a mask, shares: of each class of its labelled pixels, and, where these
+            are not all, labelled: their share. Cases without a mask are the unlabelled pool and in no split.
         classes: names and codes.
         rule: by which files were found.
         findings: `{"case", "severity", "text"}`: "error" for what was left out, "warning", "note".
@@ -82,7 +82,7 @@ class Index:
         return grey
 
     def label(self, case: Case) -> np.ndarray:
-        """(H, W) uint8 ids.
+        """(H, W) uint8 ids; 255 where nobody labelled.
 
         Raises:
             MedsegError: the mask was changed since, and has codes that are no class.
@@ -139,8 +139,10 @@ def build_index(root: Path, config: IndexConfig, *, colours: Path | None = None)
         ids, unknown = _by_class(one.codes or Counter(), classes)
         if unknown:
             findings.append(_finding(case.id, "error", _said_unknown(unknown, classes)))
-        else:
-            kept.append((_noted(case, one, ids, config), one))
+            continue
+        if one.codes and not any(ids[: len(classes.names)]):
+            findings.append(_finding(case.id, "warning", "its mask labels no pixel; it is in the unlabelled pool"))
+        kept.append((_noted(case, one, ids, config), one))
     findings += [_finding("", severity, text) for severity, text in _of_all([case for case, _ in kept], classes)]
     grouped, twins = _grouped([case for case, _ in kept], [one for _, one in kept], config)
     findings += [_finding("", "warning", text) for text in twins]
@@ -186,14 +188,14 @@ def _finding(case: str, severity: str, text: str) -> Finding:
 
 
 def _by_class(codes: Counter[Code], classes: Classes) -> tuple[list[int], Counter[Code]]:
-    """Pixels of each class, and of each code that is none."""
-    counts, unknown = [0] * len(classes.names), Counter[Code]()
+    """Pixels of each class and, last, of what has no label; and of each code that is neither."""
+    counts, unknown = [0] * (len(classes.names) + 1), Counter[Code]()
     for code, num in codes.items():
         number = classes.id_of(code)
         if number is None:
             unknown[code] += num
         else:
-            counts[number] += num
+            counts[-1 if number == UNSEEN else number] += num
     return counts, unknown
 
 
@@ -201,8 +203,11 @@ def _noted(case: Case, seen: Seen, counts: Sequence[int], config: IndexConfig) -
     notes = {**case.notes, **facts_of(seen)}
     if pixel_nm := seen.pixel_nm or config.pixel_nm:
         notes["pixel_nm"] = pixel_nm
-    if seen.codes is not None:
-        notes["shares"] = [round(num / sum(counts), 6) for num in counts]
+    *known, unlabelled = counts
+    if not sum(known):
+        return replace(case, notes=notes, files={role: file for role, file in case.files.items() if role != "label"})
+    notes["shares"] = [round(num / sum(known), 6) for num in known]
+    notes |= {"labelled": sum(known) / sum(counts)} if unlabelled else {}
     return replace(case, notes=notes)
 
 
@@ -290,6 +295,12 @@ def moments(cases: Sequence[Case]) -> tuple[float, float]:
     return mean, max(float(np.average(stds**2 + means**2, weights=weights)) - mean**2, 0.0) ** 0.5
 
 
+def shares_of(cases: Sequence[Case]) -> np.ndarray:
+    """(K,) of each class of the labelled pixels of these pictures together."""
+    areas = [np.prod(case.notes["size"]) * case.notes.get("labelled", 1.0) for case in cases]
+    return np.average([case.notes["shares"] for case in cases], axis=0, weights=areas)
+
+
 def _row(name: str, cases: Sequence[Case], index: Index) -> dict[str, Any]:
     labelled = [case for case in cases if "shares" in case.notes]
     sizes = np.array([case.notes["size"] for case in cases])
@@ -299,7 +310,5 @@ def _row(name: str, cases: Sequence[Case], index: Index) -> dict[str, Any]:
     row |= {"size": [sizes.min(0).tolist(), sizes.max(0).tolist()], "mean": mean, "std": std}
     row["pixel_nm"] = sorted({case.notes["pixel_nm"] for case in cases if "pixel_nm" in case.notes})
     if labelled:
-        pixels = np.array([np.prod(case.notes["size"]) for case in labelled])
-        shares = np.average([case.notes["shares"] for case in labelled], axis=0, weights=pixels)
-        row["shares"] = dict(zip(index.classes.names, shares.tolist(), strict=True))
+        row["shares"] = dict(zip(index.classes.names, shares_of(labelled).tolist(), strict=True))
     return row

@@ -35,13 +35,13 @@ class Shelf:
         self.num_bytes = 0
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """(D, H, W) float32 in [0, 1], and (H, W) uint8 of ids from 1 on; 1 without a mask."""
+        """(D, H, W) float32 in [0, 1], and (H, W) uint8 of ids from 1 on, 0 where nobody labelled; 1 without a mask."""
         if number in self.held:
             return self.held[number]
         case = self.cases[number]
         image = self.index.stack(case)
         has_mask = "label" in case.files
-        label = self.index.label(case) + 1 if has_mask else np.ones(image.shape[1:], np.uint8)
+        label = self.index.label(case) + np.uint8(1) if has_mask else np.ones(image.shape[1:], np.uint8)
         if self.num_bytes + image.nbytes + label.nbytes <= HELD_BYTES:
             self.held[number] = (image, label)
             self.num_bytes += image.nbytes + label.nbytes
@@ -51,8 +51,8 @@ class Shelf:
 class Windows:
     """Samples of an index; see `medseg_core.draw.Samples`.
 
-    A sample has `image` (D, size, size) float32 and `label` (size, size) uint8, 255 beyond the picture; 0 inside
-    of one without a mask.
+    A sample has `image` (D, size, size) float32 and `label` (size, size) uint8, 255 beyond the picture and where nobody
+    labelled; 0 inside of one without a mask. Where labels are only in parts of a picture, windows lie around these.
 
     Args:
         index: where the pictures are.
@@ -79,7 +79,9 @@ class Windows:
         self.shelf, self.size, self.intensity = Shelf(index, cases), size, intensity
         self.how, self.sampler = how, sampler
         edges = np.array([case.notes["size"] for case in cases])
-        self.num_samples = num_samples or max(LEAST, int(np.ceil(edges / size).prod(1).sum()))
+        labelled = np.array([case.notes.get("labelled", 1.0) for case in cases])
+        covering = int(np.ceil(np.ceil(edges / size).prod(1) * labelled).sum())
+        self.num_samples = num_samples or max(LEAST, covering)
         self.groups = [np.array(group) for group in self._groups()]
         self.identity = _identity(cases)
 
@@ -105,6 +107,8 @@ class Windows:
         (image, label), rng = self.shelf[draw.index], draw.numpy()
         foreground = 1.0 if self.sampler == "per-class" else 0.0
         mean = self.intensity["mean"]
+        if not foreground and "labelled" in self.shelf.cases[draw.index].notes:
+            image, label = _around_a_label(image, label, self.size, rng)
         how: dict[str, Any] = {"foreground": foreground, "rng": rng, "outside": mean}
         image, label = crop(image, label, (self.size, self.size), **how)
         if self.how is not None:
@@ -123,6 +127,17 @@ class Windows:
             for kind in kinds:
                 found.setdefault(kind, []).append(number)
         return [found[kind] for kind in sorted(found)]
+
+
+def _around_a_label(
+    image: np.ndarray, label: np.ndarray, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """The window with a labelled pixel, each as likely, in its middle, or near that at the picture's edge."""
+    places = np.flatnonzero(label)
+    centre = np.unravel_index(places[rng.integers(len(places))], label.shape)
+    starts = [int(np.clip(c - size // 2, 0, max(edge - size, 0))) for c, edge in zip(centre, label.shape, strict=True)]
+    rows, columns = (slice(start, start + size) for start in starts)
+    return image[:, rows, columns], label[rows, columns]
 
 
 def standardised(image: np.ndarray, intensity: dict[str, float]) -> np.ndarray:
@@ -144,8 +159,9 @@ def intensity_of(cases: Sequence[Case]) -> dict[str, float]:
 
 def _identity(cases: Sequence[Case]) -> str:
     """Another text for other pictures, neighbours or roles."""
+    words = ("mean", "shares", "labelled")
     facts = [
-        (c.id, c.split, c.notes["mean"], c.notes.get("shares"), {role: path.name for role, path in c.files.items()})
+        (c.id, c.split, [c.notes.get(word) for word in words], {role: path.name for role, path in c.files.items()})
         for c in sorted(cases, key=lambda case: case.id)
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
