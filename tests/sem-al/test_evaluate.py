@@ -17,10 +17,10 @@ from medseg_sem_al import evaluate as module
 from medseg_sem_al.evaluate import evaluate_run
 from medseg_sem_al.index import build_index, read_index
 from medseg_sem_al.models import MODELS
-from medseg_sem_al.settings import IndexConfig, PredictConfig
+from medseg_sem_al.settings import IndexConfig, TileConfig
 
 NAMES, COLOURS = ("carbon", "SE", "AM"), np.array([(0, 0, 255), (0, 255, 255), (255, 126, 126)], np.uint8)
-CONFIG = PredictConfig(device="cpu")
+CONFIG = TileConfig(device="cpu")
 
 # pictures by what is taken for what: row true, column predicted; 800 pixels each, but for the small one
 PICTURES = {

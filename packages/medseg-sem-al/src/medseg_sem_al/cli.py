@@ -20,7 +20,16 @@ from medseg_core.options import (
     tell_failures,
     tell_result,
 )
-from medseg_sem_al.settings import FinetuneConfig, IndexConfig, PredictConfig, PretrainConfig, PseudoConfig, SegConfig
+from medseg_sem_al.settings import (
+    FinetuneConfig,
+    IndexConfig,
+    PredictConfig,
+    PretrainConfig,
+    PseudoConfig,
+    QueryConfig,
+    SegConfig,
+    TileConfig,
+)
 
 app = App("medseg-sem-al", "SEM segmentation from few labels: self-supervised, semi-supervised, actively learnt.")
 
@@ -240,10 +249,10 @@ def predict(
 
 
 @app.command()
-@flags(PredictConfig)
+@flags(TileConfig)
 def evaluate(
     given: Given,
-    config: PredictConfig,
+    config: TileConfig,
     model: Model,
     out: Out,
     split: Annotated[
@@ -262,6 +271,40 @@ def evaluate(
     told = {name: found[name] for name in ("miou", "miou_low", "miou_high", "majority", "accuracy", "pictures")}
     told |= {f"iou, {name}": row["iou"] for name, row in found["classes"].items()}
     tell({**told, "report": str(out / "report.html")}, as_json=False)
+
+
+@app.command()
+@flags(QueryConfig)
+def query(
+    given: Given,
+    config: QueryConfig,
+    model: Annotated[
+        list[Path],
+        typer.Option("--model", metavar="RUN", help="A run folder or weights file; several are an ensemble."),
+    ],
+    out: Out,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Choose which pictures of the pool to label next: ranked, with masks to correct and maps of what is unsure.
+
+    The pool are pictures without masks, and with --region what is not labelled of the others.
+    """
+    from medseg_sem_al.query import query as run
+
+    found = run(given, model, out, config, overwrite=overwrite)
+    if as_json:
+        tell(found, as_json=True)
+    else:
+        for row in found["chosen"]:
+            part = (
+                f"  rows {row['box'][0]}-{row['box'][2]}, columns {row['box'][1]}-{row['box'][3]}"
+                if config.region
+                else ""
+            )
+            typer.echo(f"{row['rank']:4d}  {row['score']:.3f}  {row['why']:12} {row['file']}{part}")
+        tell({"asked": found["asked"], "pool": found["pool"], "look at": str(out / "selection.png")}, as_json=False)
+    tell_failures(found["failed"])
 
 
 @app.command()

@@ -31,7 +31,7 @@ from medseg_sem_al.confusion import confusion, miou_interval, overall, per_class
 from medseg_sem_al.index import Index, read_index, shares_of
 from medseg_sem_al.panels import panel
 from medseg_sem_al.predict import Predictor
-from medseg_sem_al.settings import PredictConfig
+from medseg_sem_al.settings import TileConfig
 from medseg_sem_al.train import check_fits
 
 REPORT, RESULTS = "report.html", "results.json"
@@ -44,7 +44,7 @@ def evaluate_run(
     out: Path,
     *,
     split: str = "test",
-    config: PredictConfig | None = None,
+    config: TileConfig | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Scores the pictures that the run's own split.json has in `split`, or all that have masks.

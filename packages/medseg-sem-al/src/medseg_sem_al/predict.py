@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from medseg_core import figures
@@ -31,7 +32,7 @@ from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.images import banner_of, read_grey
 from medseg_sem_al.measures import contacts, fraction_interval, interval_within, particles, phases
 from medseg_sem_al.panels import overlaid, painted
-from medseg_sem_al.settings import PredictConfig
+from medseg_sem_al.settings import PredictConfig, TileConfig
 from medseg_sem_al.sources import find_micrographs, pictures_in
 from medseg_sem_al.stacks import MIDDLE, read_stack, with_neighbours
 from medseg_sem_al.train import depth_of, load_segmenter, logits_of
@@ -49,8 +50,8 @@ class Predictor:
         MedsegError: no such run, or weights that make no classes.
     """
 
-    def __init__(self, run: Path, config: PredictConfig | None = None) -> None:
-        self.config = config or PredictConfig()
+    def __init__(self, run: Path, config: TileConfig | None = None) -> None:
+        self.config = config or TileConfig()
         net, self.card = load_segmenter(run)
         self.net = net.to(choose_device(self.config.device))
         self.names = [self.card.labels[k] for k in sorted(self.card.labels)]
@@ -60,6 +61,10 @@ class Predictor:
     def mask(self, image: np.ndarray) -> np.ndarray:
         """(H, W) uint8 ids of (D, H, W) values in [0, 1]: of the picture in the middle."""
         return logits_of(self.net, image, self.card, self.config).argmax(0).astype(np.uint8)
+
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """(K, H, W) float32 of (D, H, W) values in [0, 1]."""
+        return torch.from_numpy(logits_of(self.net, image, self.card, self.config)).softmax(0).numpy()
 
 
 def predict_files(
@@ -80,7 +85,9 @@ def predict_files(
     if overwrite:
         from_first(partial(clear_journal, out))
     settings = {**as_dict(config), "weights": digest(run)}
-    outcome = for_each(cases, partial(_write, predictor=predictor, out=out), out=out, config=settings, again=True)
+    outcome = for_each(
+        cases, partial(_write, predictor=predictor, config=config, out=out), out=out, config=settings, again=True
+    )
     known = [case.id for case in cases if case.id not in outcome.failed]
     from_first(partial(_write_tables, out, known, predictor.names))
     return replace(outcome, failed={**left_out, **outcome.failed})
@@ -124,12 +131,12 @@ def _check_out(out: Path, images: Path, cases: Sequence[Case], *, overwrite: boo
         raise MedsegError(f"{out} is not empty and was not begun by predict; choose another --out, or add --overwrite")
 
 
-def _write(case: Case, *, predictor: Predictor, out: Path) -> Mapping[str, Any]:
+def _write(case: Case, *, predictor: Predictor, config: PredictConfig, out: Path) -> Mapping[str, Any]:
     """Pictures of a case, its particles, and the rows of the other tables."""
     middle = case.files[MIDDLE]
     grey, pixel_nm, _ = read_grey(middle)
     stack = read_stack(case, predictor.depth, lambda file: grey if file == middle else _frame(file, grey))
-    config, names = predictor.config, predictor.names
+    names = predictor.names
     pixel_nm = pixel_nm or config.pixel_nm or None
     cut = banner_of(grey) if config.banner < 0 else config.banner
     if cut >= len(grey):

@@ -75,7 +75,9 @@ class LabelConfig(LearnConfig):
         "full", "frozen: the encoder stays as it is; differential: it learns at encoder-lr."
     )
     encoder_lr: float = setting(1e-5, "differential: learning rate of the encoder.", low=0)
-    loss: Literal["dice_ce", "ce", "dice", "focal"] = setting("dice_ce", "dice_ce is Dice and cross entropy.")
+    loss: Literal["dice_ce", "dice_balanced_ce", "ce", "dice", "focal"] = setting(
+        "dice_ce", "dice_ce is Dice and cross entropy; in dice_balanced_ce a thin crack counts as much as the rest."
+    )
     sampler: Literal["uniform", "per-dataset", "per-class"] = setting(
         "uniform", "What is drawn equally often: each picture, each data set, or each class, with windows around it."
     )
@@ -87,6 +89,12 @@ class SegConfig(LabelConfig, EncoderConfig):
     """Segmentation."""
 
     decoder: Literal["unet", "deeplabv3plus"] = setting("unet", "What makes classes of the encoder's levels.")
+    dropout: float = setting(
+        0.0,
+        "Share of the deepest level's channels that each update leaves out; for query --dropout-passes.",
+        low=0,
+        high=0.9,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +135,45 @@ class PseudoConfig(LabelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig:
+class TileConfig:
     """Prediction."""
 
     window: int = setting(512, "Edge of a tile in pixels; smaller pictures are seen at once.", low=32, high=8192)
     overlap: float = setting(0.25, "Least share that neighbouring tiles have in common.", low=0, high=0.9)
+    mirror: bool = setting(False, "Average over mirror images; four times the work.")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(TileConfig):
+    """Pictures."""
+
     banner: int = setting(
         -1, "Rows at the foot where the instrument writes, which are not looked at; -1 finds them.", low=-1, high=10000
     )
-    mirror: bool = setting(False, "Average over mirror images; four times the work.")
     pixel_nm: float = setting(0.0, "Edge of a pixel in nm, where no file says it; 0 is unknown.", low=0)
-    device: str = setting("auto", "auto, cpu, cuda or cuda:1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryConfig(TileConfig):
+    """Asking."""
+
+    num: int = setting(20, "How many to ask for.", low=1)
+    strategy: str = setting(
+        "combined",
+        "combined is by the two settings below; random, class-random, clasp; a measure or a chooser alone.",
+    )
+    uncertainty: str = setting(
+        "entropy=1,confidence=1,margin=1",
+        "Measures and the weights of their ranks: entropy, confidence, margin; of several networks variance and bald; "
+        "boundary-entropy and its like look at predicted boundaries alone.",
+    )
+    diversity: str = setting(
+        "core-set=0.5,cluster=0.3",
+        "Choosers and their shares of the picks: core-set, cluster, hybrid; the rest are the most uncertain.",
+    )
+    region: int = setting(0, "Edge in pixels of the parts that are asked for; 0 asks for whole pictures.", low=0)
+    dropout_passes: int = setting(
+        0, "Passes with dropout at work, as of so many networks; for a run with --dropout.", low=0, high=1000
+    )
+    seed: int = setting(42, "Where all randomness starts.", low=0)

@@ -19,7 +19,7 @@ from medseg_core.draw import Batch, Samples
 from medseg_core.errors import MedsegError, meant
 from medseg_core.infer import infer
 from medseg_core.io import write_picture
-from medseg_core.losses import cross_entropy, dice_ce, dice_loss, focal_loss
+from medseg_core.losses import cross_entropy, dice_balanced_ce, dice_ce, dice_loss, focal_loss
 from medseg_core.run import RunFolder
 from medseg_core.trainer import At, Result, Score, Trainer
 from medseg_core.volume import Picture
@@ -30,11 +30,12 @@ from medseg_sem_al.index import Index, read_index
 from medseg_sem_al.models import MODELS
 from medseg_sem_al.panels import colours_of, panel
 from medseg_sem_al.samples import Shelf, Windows, intensity_of, standardised
-from medseg_sem_al.settings import LabelConfig, PredictConfig, SegConfig
+from medseg_sem_al.settings import LabelConfig, SegConfig, TileConfig
 from medseg_sem_al.start import Start
 
 PACKAGE = "medseg-sem-al"
-LOSSES = {"dice_ce": dice_ce, "ce": cross_entropy, "dice": dice_loss, "focal": focal_loss}
+LOSSES = {"dice_ce": dice_ce, "dice_balanced_ce": dice_balanced_ce, "ce": cross_entropy, "dice": dice_loss}
+LOSSES |= {"focal": focal_loss}
 
 log = logging.getLogger(__name__)
 
@@ -148,11 +149,12 @@ def card_of(index: Index, cases: Sequence[Case], config: SegConfig) -> Card:
     num = len(index.classes.names)
     arguments: dict[str, Any] = {"in_channels": index.depth, "num_classes": num}
     is_original = config.encoder == "six_levels"
-    if is_original and config.decoder != "unet":
-        raise MedsegError(f"six_levels has a decoder of its own; leave out --decoder {config.decoder}")
+    if is_original and (config.decoder != "unet" or config.dropout):
+        raise MedsegError("six_levels has a decoder of its own and no dropout; leave out --decoder and --dropout")
     if not is_original:
         arguments |= {"encoder": config.encoder, "decoder": config.decoder}
         arguments |= {"width": config.width} if config.encoder == "unet" else {}
+        arguments |= {"dropout": config.dropout} if config.dropout else {}
     pixels = sorted({case.notes["pixel_nm"] for case in seen if "pixel_nm" in case.notes})
     return Card(
         package=PACKAGE,
@@ -262,14 +264,14 @@ class MeanIoU:
         return float(loss), confusion(mask, label, len(self.card.channels))
 
 
-def logits_of(model: nn.Module, image: np.ndarray, card: Card, config: PredictConfig | None = None) -> np.ndarray:
+def logits_of(model: nn.Module, image: np.ndarray, card: Card, config: TileConfig | None = None) -> np.ndarray:
     """(K, H, W) float32 of a whole picture, tile by tile.
 
     Args:
         image: (D, H, W) in [0, 1].
         card: says how values are scaled.
     """
-    config = config or PredictConfig()
+    config = config or TileConfig()
     return infer(
         model,
         standardised(image, dict(card.intensity)),

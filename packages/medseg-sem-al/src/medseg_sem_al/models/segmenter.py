@@ -25,6 +25,7 @@ class Segmenter(nn.Module):
         encoder: of `encoders.ENCODERS`.
         decoder: "unet" or "deeplabv3plus".
         width: of the U-Net's finest level; each next has twice as many.
+        dropout: share of the channels of the encoder's deepest level that are left out in training.
 
     Raises:
         MedsegError: an unknown name, or numbers out of range.
@@ -38,10 +39,13 @@ class Segmenter(nn.Module):
         encoder: str = "unet",
         decoder: str = "unet",
         width: int = 16,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if min(in_channels, num_classes, width) < 1:
             raise MedsegError(f"channels {in_channels}, classes {num_classes} and width {width} must be at least 1")
+        if not 0 <= dropout < 1:
+            raise MedsegError(f"dropout {dropout} must be a share below 1")
         if decoder not in DECODERS:
             known = ", ".join(DECODERS)
             raise MedsegError(f"there is no decoder {decoder!r}{meant(decoder, DECODERS)}; take one of {known}")
@@ -49,11 +53,13 @@ class Segmenter(nn.Module):
         is_vit = isinstance(self.encoder, ViTEncoder)
         self.neck = Pyramid(self.encoder.widths[0]) if is_vit else nn.Identity()
         widths = self.neck.widths if is_vit else self.encoder.widths
+        self.dropout = nn.Dropout2d(dropout)
         self.decoder = (UNetDecoder if decoder == "unet" else DeepLabDecoder)(widths, num_classes)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         x_NCHW, crop = padded(x_NCHW, self.encoder.multiple)
-        logits = self.decoder(self.neck(self.encoder(x_NCHW)))
+        *finer, deepest = self.neck(self.encoder(x_NCHW))
+        logits = self.decoder([*finer, self.dropout(deepest)])
         if logits.shape[2:] != x_NCHW.shape[2:]:
             logits = F.interpolate(logits, x_NCHW.shape[2:], mode="bilinear", align_corners=False)
         return logits[..., *crop]
