@@ -28,6 +28,7 @@ from medseg_sem_al.settings import (
     PseudoConfig,
     QueryConfig,
     SegConfig,
+    SimulateConfig,
     TileConfig,
 )
 
@@ -305,6 +306,25 @@ def query(
             typer.echo(f"{row['rank']:4d}  {row['score']:.3f}  {row['why']:12} {row['file']}{part}")
         tell({"asked": found["asked"], "pool": found["pool"], "look at": str(out / "selection.png")}, as_json=False)
     tell_failures(found["failed"])
+
+
+@app.command()
+@flags(SimulateConfig)
+def simulate(given: Given, config: SimulateConfig, out: Out, as_json: Json = False) -> None:
+    """Hide the labels of the training part, ask for them round by round, and see what each strategy saves.
+
+    All strategies begin with the same units of a seed; class-random is what the others are measured against. The same
+    call goes on where it was.
+    """
+    from medseg_sem_al.simulate import simulate as run
+    from medseg_sem_al.simulate import told
+
+    found = run(given, out, config)
+    if as_json:
+        tell(found, as_json=True)
+    else:
+        typer.echo(told(found))
+        tell({"curves": str(out / "curves.png")}, as_json=False)
 
 
 @app.command()

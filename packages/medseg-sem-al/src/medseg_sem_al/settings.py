@@ -155,14 +155,9 @@ class PredictConfig(TileConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryConfig(TileConfig):
+class AskConfig(TileConfig):
     """Asking."""
 
-    num: int = setting(20, "How many to ask for.", low=1)
-    strategy: str = setting(
-        "combined",
-        "combined is by the two settings below; random, class-random, clasp; a measure or a chooser alone.",
-    )
     uncertainty: str = setting(
         "entropy=1,confidence=1,margin=1",
         "Measures and the weights of their ranks: entropy, confidence, margin; of several networks variance and bald; "
@@ -177,3 +172,30 @@ class QueryConfig(TileConfig):
         0, "Passes with dropout at work, as of so many networks; for a run with --dropout.", low=0, high=1000
     )
     seed: int = setting(42, "Where all randomness starts.", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryConfig(AskConfig):
+    """Choice."""
+
+    num: int = setting(20, "How many to ask for.", low=1)
+    strategy: str = setting(
+        "combined",
+        "combined is by --uncertainty and --diversity; random, class-random, clasp; a measure or a chooser alone.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateConfig(SegConfig, AskConfig):
+    """Simulation."""
+
+    strategies: tuple[str, ...] = setting(
+        ("combined", "clasp", "class-random", "random"), "Strategies, each from the same start."
+    )
+    seeds: int = setting(5, "How often all of it is done, each time from another start.", low=1)
+    initial: int = setting(8, "Units that are labelled at the start, drawn at random.", low=1)
+    num: int = setting(8, "Units that are asked for in a round.", low=1)
+    rounds: int = setting(5, "How often is asked.", low=1)
+    region: int = setting(128, "Edge in pixels of the parts that are asked for; 0 asks for whole pictures.", low=0)
+    epochs: int = setting(6, "Passes over the windows of a round, each from the network of the one before.", low=1)
+    epoch_windows: int = setting(128, "Windows of an epoch.", low=1)
