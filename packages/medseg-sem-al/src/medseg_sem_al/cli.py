@@ -23,6 +23,7 @@ from medseg_core.options import (
 from medseg_sem_al.settings import (
     FinetuneConfig,
     IndexConfig,
+    LoopConfig,
     PredictConfig,
     PretrainConfig,
     PseudoConfig,
@@ -31,6 +32,8 @@ from medseg_sem_al.settings import (
     SimulateConfig,
     TileConfig,
 )
+
+CONFIGS = Path(__file__).parent / "configs"
 
 app = App("medseg-sem-al", "SEM segmentation from few labels: self-supervised, semi-supervised, actively learnt.")
 
@@ -306,6 +309,35 @@ def query(
             typer.echo(f"{row['rank']:4d}  {row['score']:.3f}  {row['why']:12} {row['file']}{part}")
         tell({"asked": found["asked"], "pool": found["pool"], "look at": str(out / "selection.png")}, as_json=False)
     tell_failures(found["failed"])
+
+
+@app.command()
+@flags(LoopConfig, named=CONFIGS)
+def loop(
+    config: LoopConfig,
+    watch: Annotated[Path, typer.Option("--watch", metavar="DIR", help="The folder that people share.")],
+    given: Annotated[Path | None, typer.Argument(metavar="INDEX", help="What index made.", show_default=False)] = None,
+    init: Init = None,
+    status: Annotated[bool, typer.Option("--status", help="Say where it stands, and stop.")] = False,
+    wait: Annotated[bool, typer.Option(help="Without it the call ends where a person is awaited.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Ask for masks, wait until people saved them into the folder, train, and ask again; a kill costs nothing.
+
+    Each round lays out pictures, proposals and heat maps below DIR, where ANNOTATING.md says what to do with them. The
+    same call goes on where it was. --config one-image asks for one picture at a time.
+    """
+    from medseg_sem_al.loop import loop as run
+    from medseg_sem_al.loop import status as found
+    from medseg_sem_al.table import rounds_of
+
+    if not status and given is None:
+        raise MedsegError("give the INDEX to choose from, or --status")
+    told = found(watch) if status else run(given, watch, config, init=init, wait=wait)
+    if as_json:
+        tell(told, as_json=True)
+    else:
+        typer.echo(rounds_of(told))
 
 
 @app.command()

@@ -89,7 +89,7 @@ def query(
     told = lay_out(index, committee, pool, chosen, plan, out)
     document = {**told, "models": [str(run) for run in runs], "weights": committee.digests, "settings": as_dict(config)}
     write_text(out / SELECTION, json.dumps(strict(document), indent=1, ensure_ascii=False) + "\n")
-    write_sums(out, [file for file in _written(out) if file.is_file()])
+    write_sums(out, [file for file in written(out) if file.is_file()])
     return document
 
 
@@ -163,12 +163,12 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
     if edited := changed(out):
         raise MedsegError(f"{edited[0]} was edited since it was written; move it away first, or take another --out")
     if overwrite:
-        for file in [*_written(out), out / FEATURES, out / SUMS]:
+        for file in [*written(out), out / FEATURES, out / SUMS]:
             file.unlink(missing_ok=True)
         clear_journal(out)
 
 
-def _written(out: Path) -> list[Path]:
+def written(out: Path) -> list[Path]:
     """What a person may look at or edit."""
     files = [file for folder in ("proposals", "heat") for file in (out / folder).glob("*")]
     return [*files, *(out / name for name in (SELECTION, "selection.png", "scores.png"))]

@@ -199,3 +199,19 @@ class SimulateConfig(SegConfig, AskConfig):
     region: int = setting(128, "Edge in pixels of the parts that are asked for; 0 asks for whole pictures.", low=0)
     epochs: int = setting(6, "Passes over the windows of a round, each from the network of the one before.", low=1)
     epoch_windows: int = setting(128, "Windows of an epoch.", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig(SegConfig, QueryConfig):
+    """Rounds."""
+
+    initial: int = setting(50, "Pictures asked for at random where nothing is labelled yet.", low=1)
+    rounds: int = setting(10, "Rounds of asking and training at most.", low=1, exact=False)
+    epochs: int = setting(100, "Passes over the windows in a round, from the network of the one before.", low=1)
+    min_improvement: float = setting(
+        0.01, "Gain in mean IoU on the validation part that a round must bring.", low=0, exact=False
+    )
+    patience: int = setting(2, "Rounds in a row without that gain, after which it ends.", low=1, exact=False)
+    pseudo: bool = setting(False, "After each training train on with the pool, as pseudo does.")
+    accept_unedited: bool = setting(False, "Take a proposal that came back as it was for a label.", exact=False)
+    poll: float = setting(2.0, "Seconds between two looks at the folder.", low=0.05, exact=False)

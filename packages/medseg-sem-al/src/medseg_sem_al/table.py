@@ -21,3 +21,23 @@ def _line(row: Mapping[str, Any]) -> tuple[str, ...]:
     shares = ", ".join(f"{name} {share:.1%}" for name, share in row.get("shares", {}).items()) or "-"
     counts = (str(row[word]) for word in ("images", "labelled", "train", "val", "test"))
     return (row["dataset"], *counts, size, f"{row['mean']:.3f} +- {row['std']:.3f}", pixel, shares)
+
+
+def rounds_of(told: Mapping[str, Any]) -> str:
+    """What `loop.status` tells: a line for each round, and what is awaited."""
+    columns: dict[str, list[str]] = {
+        title: [] for title in ("round", "pictures", "pixels", "mean IoU", "gain", "uncertainty of what was asked for")
+    }
+    for row in told["rounds"]:
+        score = "-" if row["score"] is None else f"{row['score']:.3f}"
+        gain = "-" if row["gain"] is None else f"{row['gain']:+.3f}"
+        low_high = "-" if row["uncertainty"] is None else "{:.3f} to {:.3f}".format(*row["uncertainty"])
+        cells = (str(row["round"]), str(row["pictures"]), f"{row['pixels']:,}", score, gain, low_high)
+        for column, cell in zip(columns.values(), cells, strict=True):
+            column.append(cell)
+    lines = aligned(columns) if told["rounds"] else ["no round is done yet"]
+    if told["awaited"]:
+        lines.append(f"awaited in {told['save to']}: {', '.join(told['awaited'])}")
+    if told["ended"]:
+        lines.append(f"ended: {told['ended']}")
+    return "\n".join(lines)
