@@ -20,59 +20,19 @@ from medseg_core.options import (
     tell_failures,
     tell_result,
 )
+from medseg_sem_al.asking_cli import loop, query, simulate
+from medseg_sem_al.options import Colours, EncoderInit, Given, Init, Model, Pretrained, Root, Seed
 from medseg_sem_al.settings import (
     FinetuneConfig,
     IndexConfig,
-    LoopConfig,
     PredictConfig,
     PretrainConfig,
     PseudoConfig,
-    QueryConfig,
     SegConfig,
-    SimulateConfig,
     TileConfig,
 )
 
-CONFIGS = Path(__file__).parent / "configs"
-
 app = App("medseg-sem-al", "SEM segmentation from few labels: self-supervised, semi-supervised, actively learnt.")
-
-ROOT = "Micrographs: raw/ + labeled/, images/ + masks*/, X.png beside X_mask.png, or the original's JSON."
-Root = Annotated[Path, typer.Argument(metavar="ROOT", help=ROOT)]
-Given = Annotated[Path, typer.Argument(metavar="INDEX", help="What index made.")]
-Colours = Annotated[
-    Path | None,
-    typer.Option(
-        "--colors",
-        metavar="FILE",
-        help='Classes and what stands for them: matrix = "grey", crack = "#ff0000", pore = [0, 5], rest = "other".',
-        show_default=False,
-    ),
-]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Where all randomness starts.")]
-Model = Annotated[Path, typer.Option("--model", metavar="RUN", help="A run folder or weights file.")]
-Init = Annotated[
-    Path | None,
-    typer.Option("--init", metavar="RUN", help="Begin with all weights of a run or file.", show_default=False),
-]
-EncoderInit = Annotated[
-    Path | None,
-    typer.Option(
-        "--encoder-init",
-        metavar="RUN",
-        help="Begin with the encoder of a run of pretrain or train.",
-        show_default=False,
-    ),
-]
-Pretrained = Annotated[
-    str,
-    typer.Option(
-        "--pretrained",
-        metavar="hub|FILE",
-        help="Begin with timm's weights of the encoder, from its hub (nothing else uses a network), or a .safetensors.",
-        show_default=False,
-    ),
-]
 
 
 @app.command()
@@ -277,86 +237,8 @@ def evaluate(
     tell({**told, "report": str(out / "report.html")}, as_json=False)
 
 
-@app.command()
-@flags(QueryConfig)
-def query(
-    given: Given,
-    config: QueryConfig,
-    model: Annotated[
-        list[Path],
-        typer.Option("--model", metavar="RUN", help="A run folder or weights file; several are an ensemble."),
-    ],
-    out: Out,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
-    """Choose which pictures of the pool to label next: ranked, with masks to correct and maps of what is unsure.
-
-    The pool are pictures without masks, and with --region what is not labelled of the others.
-    """
-    from medseg_sem_al.query import query as run
-
-    found = run(given, model, out, config, overwrite=overwrite)
-    if as_json:
-        tell(found, as_json=True)
-    else:
-        for row in found["chosen"]:
-            part = (
-                f"  rows {row['box'][0]}-{row['box'][2]}, columns {row['box'][1]}-{row['box'][3]}"
-                if config.region
-                else ""
-            )
-            typer.echo(f"{row['rank']:4d}  {row['score']:.3f}  {row['why']:12} {row['file']}{part}")
-        tell({"asked": found["asked"], "pool": found["pool"], "look at": str(out / "selection.png")}, as_json=False)
-    tell_failures(found["failed"])
-
-
-@app.command()
-@flags(LoopConfig, named=CONFIGS)
-def loop(
-    config: LoopConfig,
-    watch: Annotated[Path, typer.Option("--watch", metavar="DIR", help="The folder that people share.")],
-    given: Annotated[Path | None, typer.Argument(metavar="INDEX", help="What index made.", show_default=False)] = None,
-    init: Init = None,
-    status: Annotated[bool, typer.Option("--status", help="Say where it stands, and stop.")] = False,
-    wait: Annotated[bool, typer.Option(help="Without it the call ends where a person is awaited.")] = True,
-    as_json: Json = False,
-) -> None:
-    """Ask for masks, wait until people saved them into the folder, train, and ask again; a kill costs nothing.
-
-    Each round lays out pictures, proposals and heat maps below DIR, where ANNOTATING.md says what to do with them. The
-    same call goes on where it was. --config one-image asks for one picture at a time.
-    """
-    from medseg_sem_al.loop import loop as run
-    from medseg_sem_al.loop import status as found
-    from medseg_sem_al.table import rounds_of
-
-    if not status and given is None:
-        raise MedsegError("give the INDEX to choose from, or --status")
-    told = found(watch) if status else run(given, watch, config, init=init, wait=wait)
-    if as_json:
-        tell(told, as_json=True)
-    else:
-        typer.echo(rounds_of(told))
-
-
-@app.command()
-@flags(SimulateConfig)
-def simulate(given: Given, config: SimulateConfig, out: Out, as_json: Json = False) -> None:
-    """Hide the labels of the training part, ask for them round by round, and see what each strategy saves.
-
-    All strategies begin with the same units of a seed; class-random is what the others are measured against. The same
-    call goes on where it was.
-    """
-    from medseg_sem_al.simulate import simulate as run
-    from medseg_sem_al.simulate import told
-
-    found = run(given, out, config)
-    if as_json:
-        tell(found, as_json=True)
-    else:
-        typer.echo(told(found))
-        tell({"curves": str(out / "curves.png")}, as_json=False)
+for command in (query, loop, simulate):
+    app.command()(command)
 
 
 @app.command()

@@ -15,6 +15,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from medseg_sem_al.pseudo import pseudo
 from medseg_sem_al.query import SELECTION, ask, lay_out, written
 from medseg_sem_al.relabel import relabelled
 from medseg_sem_al.returned import Inbox, check, merged, read_back
+from medseg_sem_al.serve import served
 from medseg_sem_al.settings import LoopConfig, PseudoConfig, QueryConfig, SegConfig
 from medseg_sem_al.start import Start
 from medseg_sem_al.strategies import plan_of
@@ -48,7 +50,14 @@ log = logging.getLogger(__name__)
 
 
 def loop(
-    index_file: Path, watch: Path, config: LoopConfig, *, init: Path | None = None, wait: bool = True
+    index_file: Path,
+    watch: Path,
+    config: LoopConfig,
+    *,
+    init: Path | None = None,
+    wait: bool = True,
+    page: bool = False,
+    port: int = 0,
 ) -> dict[str, Any]:
     """Goes on where the folder stands, until the rounds are done or nothing can be done without a person.
 
@@ -57,6 +66,7 @@ def loop(
         watch: the folder that people share.
         init: a run, with whose weights the first round begins.
         wait: look for masks until they come; without it the call ends where some are awaited.
+        page: serve one on which masks can be corrected, at this port of this machine.
 
     Returns:
         What `status` tells.
@@ -69,7 +79,9 @@ def loop(
     if len(index.classes.names) < 2:
         raise MedsegError(f"{index_file} knows no two classes; index with --colors FILE, which names them")
     _begin(watch, index_file, config)
-    with RunFolder(watch).held():
+    with RunFolder(watch).held(), served(index, watch, port=port) if page else nullcontext() as address:
+        if address:
+            log.info("Correct masks at %s", address)
         rounds = Rounds(index, watch, config, init)
         while rounds.step(wait=wait):
             pass
