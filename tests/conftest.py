@@ -52,3 +52,17 @@ def device() -> str:
 def uv() -> str:
     """The uv that hatch uses, to build and install as users do."""
     return os.environ.get("HATCH_UV") or shutil.which("uv") or pytest.skip("needs uv")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A headless browser."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not program:
+        pytest.skip("needs chromium")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=program, args=[*flags, "--enable-unsafe-swiftshader"])
+        yield browser
+        browser.close()

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -216,20 +215,6 @@ def test_an_evaluation_of_nothing_is_refused(tmp_path: Path):
 
 def test_the_template_is_a_part_of_the_package():
     assert files("medseg_core").joinpath("report.html.j2").is_file()
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """A headless browser."""
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not program:
-        pytest.skip("needs chromium")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=program, args=[*flags, "--enable-unsafe-swiftshader"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

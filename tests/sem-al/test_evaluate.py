@@ -17,6 +17,7 @@ from medseg_sem_al import evaluate as module
 from medseg_sem_al.evaluate import evaluate_run
 from medseg_sem_al.index import build_index, read_index
 from medseg_sem_al.models import MODELS
+from medseg_sem_al.relabel import relabelled
 from medseg_sem_al.settings import IndexConfig, TileConfig
 
 NAMES, COLOURS = ("carbon", "SE", "AM"), np.array([(0, 0, 255), (0, 255, 255), (255, 126, 126)], np.uint8)
@@ -241,3 +242,17 @@ def test_surfaces_may_lie_three_pixels_apart_in_nm_where_all_have_them(study, mo
     ((told, pairs),) = seen
     assert (told, {pair.unit for pair in pairs}) == (tolerance, {unit})
     assert {pair.spacing for pair in pairs} == {(tolerance / 3, tolerance / 3)}
+
+
+def test_what_nobody_labelled_is_scored_nowhere(study, monkeypatch):
+    index, pairs = read_index(study / "index.json"), []
+    masks = {case.id: index.label(case) for case in index.cases}
+    masks["a_1"][:, :20] = 255
+    relabelled(index, masks, study / "labels").write(study / "index.json")
+    monkeypatch.setattr(module, "evaluate", lambda found, *_, **__: pairs.extend(found))
+    found = evaluated(study)
+    assert sum(row["share"] for row in found["classes"].values()) == pytest.approx(1)
+    rows = rows_of(study / "out" / "confusion.csv")
+    assert sum(int(row[name]) for row in rows for name in NAMES) == 1600 - 400
+    first = next(pair for pair in pairs if pair.id == "a_1")
+    assert (first.mask[:, :20].max(), first.label[:, :20].max(), first.mask[:, 20:].min()) == (0, 0, 1)

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import shutil
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -131,19 +130,6 @@ def test_what_is_no_mask_is_refused(address, watch, body):
 def test_what_was_not_asked_for_is_not_there(address, name):
     assert asked(address, f"/api/mask/{name}")[0] == 404
     assert asked(address, f"/api/mask/{name}", method="POST", body=b"", X_Version="any")[0] == 404
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    playwright = pytest.importorskip("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not program:
-        pytest.skip("needs chromium")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=program, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
