@@ -297,3 +297,10 @@ def test_the_command_says_where_it_stands(made, quick, tmp_path):
 def test_one_picture_at_a_time_is_a_preset(tmp_path):
     told = CliRunner().invoke(app, ["loop", "--config", "one-image", "--print-config"])
     assert {"num = 1", "rounds = 20", "epochs = 10", 'strategy = "entropy"'} <= set(told.stdout.splitlines())
+
+
+def test_more_rounds_than_before_are_gone_on_with(made, quick, tmp_path):
+    watch = tmp_path / "watch"
+    ended(made, watch, replace(CONFIG, rounds=1))
+    told = once(made, watch)
+    assert (len(told["awaited"]), told["ended"]) == (2, "")

@@ -118,6 +118,10 @@ def test_a_mask_that_was_saved_in_a_program_is_gone_on_with(address, watch):
         watch / "round_01" / "labels" / "s00_000.tif",
     )
     assert set(asked(address, "/api/mask/s00_000")[2]) == {2}
+    mine = bytes([1]) * EDGE**2
+    assert asked(address, "/api/mask/s00_000", method="POST", body=mine, X_Version="any")[0] == 200
+    assert (saved(watch) == 1).all()
+    assert (read_picture(watch / "backups" / "s00_000-000.tif").pixels == 2).all()  # nothing is lost
 
 
 @pytest.mark.parametrize("body", [b"\0" * 10, b"\7" * EDGE**2, b"\0" * (EDGE**2 + 1)])

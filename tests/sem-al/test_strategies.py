@@ -92,3 +92,13 @@ def test_a_list_without_weights_is_refused(text):
 def test_more_shares_than_all_are_refused():
     with pytest.raises(MedsegError, match="add up to 1 or less"):
         plan_of(QueryConfig(diversity="core-set=0.8,cluster=0.3"))
+
+
+def test_core_set_stays_away_from_what_another_chooser_took():
+    features = np.array([[0.0], [1.0], [5.0], [9.0], [10.0]])
+    entropy = [0.0, 0.0, 0.0, 0.0, 1.0]  # cluster takes the last
+    assert chosen(pool(5, features=features, entropy=entropy), 2, diversity="cluster=0.5,core-set=0.5") == [4, 0]
+
+
+def test_class_random_takes_nothing_twice():
+    assert sorted(chosen(pool(6), 6, strategy="class-random")) == list(range(6))

@@ -36,7 +36,7 @@ from medseg_sem_al.proposals import write_indexed
 from medseg_sem_al.pseudo import pseudo
 from medseg_sem_al.query import SELECTION, ask, lay_out, written
 from medseg_sem_al.relabel import relabelled
-from medseg_sem_al.returned import Inbox, check, merged, read_back
+from medseg_sem_al.returned import Inbox, back_up, check, merged, read_back
 from medseg_sem_al.serve import served
 from medseg_sem_al.settings import LoopConfig, PseudoConfig, QueryConfig, SegConfig
 from medseg_sem_al.start import Start
@@ -126,12 +126,11 @@ class Rounds:
         """Does what comes next; False where that is nothing, for good or until somebody saves a mask."""
         number = len(list(self.watch.glob("round_*/score.json")))
         home = self.watch / f"round_{number:02d}"
-        if (self.watch / FINAL).is_file():
-            return False
         if not (home / SELECTION).is_file():
             if why := self._ends(number):
                 self._finish(why)
                 return False
+            (self.watch / FINAL).unlink(missing_ok=True)  # more rounds are asked for than before
             self._ask(home, number)
         if self._take(home):
             time.sleep(self.config.poll)  # what is there must be so twice
@@ -249,12 +248,9 @@ class Rounds:
 
     def _keep(self, name: str, ids: np.ndarray) -> None:
         """Puts a mask among the labels, and the one before it among the backups."""
-        place, backups = self.labels / f"{name}.png", self.watch / "backups"
+        place = self.labels / f"{name}.png"
         old = read_picture(place).pixels if place.is_file() else None
-        if old is not None:
-            number = len(list(backups.glob(f"{name}-*.png")))
-            with replacing(backups / f"{name}-{number:03d}.png") as beside:
-                shutil.copyfile(place, beside)
+        back_up(place, self.watch)
         write_indexed(merged(old, ids), self.colours, place)
 
     def _learn(self, home: Path, number: int) -> None:

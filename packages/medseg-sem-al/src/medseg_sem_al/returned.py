@@ -3,6 +3,7 @@
 A file is looked at once it had the same size and date in two looks: it may still be on its way over a network.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from medseg_core.errors import MedsegError
-from medseg_core.io import case_name, is_picture, read_picture
+from medseg_core.io import case_name, is_picture, read_picture, replacing
 from medseg_sem_al.colours import UNSEEN, Classes
 from medseg_sem_al.proposals import BLANK
 
@@ -121,6 +122,14 @@ def check(
     if gone:
         told.append(f"the proposal had {', '.join(gone)}, and it has none")
     return told
+
+
+def back_up(file: Path, watch: Path) -> None:
+    """Copies a mask that is about to be replaced, if it is there, to WATCH/backups/X-NNN.png."""
+    if file.is_file():
+        number = len(list((watch / "backups").glob(f"{file.stem}-*{file.suffix}")))
+        with replacing(watch / "backups" / f"{file.stem}-{number:03d}{file.suffix}") as beside:
+            shutil.copyfile(file, beside)
 
 
 def merged(before: np.ndarray | None, ids: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ from medseg_sem_al.index import Index
 from medseg_sem_al.panels import colours_of
 from medseg_sem_al.proposals import write_indexed
 from medseg_sem_al.query import SELECTION
-from medseg_sem_al.returned import read_back
+from medseg_sem_al.returned import back_up, read_back
 
 PAGE = Path(__file__).parent / "page"
 FILES = {
@@ -119,9 +119,11 @@ class Desk:
         with self.lock:
             if version not in (ANY, self.mask(name)[1]):
                 raise RefusedError(HTTPStatus.CONFLICT, f"Somebody saved {name} since you opened it.")
-            home = self.home()
-            write_indexed(ids.reshape(size), self.colours, home / "labels" / f"{name}.png")
-            (home / "labels" / f"{name}.tif").unlink(missing_ok=True)
+            labels = self.home() / "labels"
+            for file in (labels / f"{name}.png", labels / f"{name}.tif"):
+                back_up(file, self.watch)
+            write_indexed(ids.reshape(size), self.colours, labels / f"{name}.png")
+            (labels / f"{name}.tif").unlink(missing_ok=True)
             return self.mask(name)[1]
 
     def _asked(self) -> dict[str, list[list[int]]]:
