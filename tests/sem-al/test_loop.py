@@ -242,6 +242,7 @@ def test_it_ends_where_rounds_bring_too_little(made, quick, tmp_path, scores, wh
     watch, _ = begun(made, tmp_path)
     for number, score in enumerate(scores):
         write_text(watch / f"round_{number:02d}" / "score.json", json.dumps({"score": score}))
+        write_text(watch / f"round_{number:02d}" / "selection.json", json.dumps({"chosen": []}))
     config = replace(CONFIG, min_improvement=0.01, patience=2, rounds=9)
     rounds = module.Rounds(module.read_index(made / "index.json"), watch, config, None)
     assert rounds._ends(len(scores)) == why
@@ -297,6 +298,87 @@ def test_the_command_says_where_it_stands(made, quick, tmp_path):
 def test_one_picture_at_a_time_is_a_preset(tmp_path):
     told = CliRunner().invoke(app, ["loop", "--config", "one-image", "--print-config"])
     assert {"num = 1", "rounds = 20", "epochs = 10", 'strategy = "entropy"'} <= set(told.stdout.splitlines())
+
+
+@pytest.mark.parametrize("when", ["in training", "between two calls"])
+def test_a_mask_that_is_corrected_late_counts_from_the_next_training_on(made, quick, tmp_path, monkeypatch, when):
+    watch, (name, _) = begun(made, tmp_path)
+    answer(made, watch)
+    file, train = watch / "round_01" / "labels" / f"{name}.png", module.train
+
+    def correct():
+        write_picture(Picture(np.full((64, 64), 2, np.uint8)), file)
+
+    def slowly(index_file, out, config, **how):
+        if when == "between two calls":
+            raise Killed
+        correct()
+        return train(index_file, out, config, **how)
+
+    monkeypatch.setattr(module, "train", slowly)
+    if when == "between two calls":
+        with pytest.raises(Killed):
+            once(made, watch)
+        correct()
+        monkeypatch.setattr(module, "train", train)
+    once(made, watch)
+    once(made, watch)
+    assert (labels(watch)[name] == 2).all()
+
+
+def test_an_index_of_other_classes_is_refused(made, quick, tmp_path):
+    watch, _ = begun(made, tmp_path)
+    other = json.loads((made / "index.json").read_text())
+    other["classes"] = dict(reversed(other["classes"].items()))
+    home = shutil.copytree(made, tmp_path / "home")
+    about = json.loads((watch / "loop.json").read_text())
+    write_text(watch / "loop.json", json.dumps(about | {"index": str((home / "index.json").resolve())}))
+    write_text(home / "index.json", json.dumps(other))
+    with pytest.raises(MedsegError, match="was begun with the classes carbon #0000ff, SE #00ffff, AM #ff7e7e"):
+        once(home, watch)
+
+
+def test_a_proposal_that_was_deleted_or_drawn_on_is_not_needed(made, quick, tmp_path):
+    watch, (name, other) = begun(made, tmp_path)
+    proposals = watch / "round_01" / "proposals"
+    (proposals / f"{name}.png").unlink()
+    shutil.copy(made / "all" / "labeled" / f"{other}.png", proposals)
+    answer(made, watch)
+    assert len(once(made, watch)["rounds"]) == 2
+
+
+def test_parts_end_where_all_of_them_have_labels(made, quick, tmp_path):
+    config = replace(CONFIG, region=64, num=9, rounds=9)
+    watch, awaited = begun(made, tmp_path, config)
+    for name in awaited:
+        mask = np.array(truth_of(made, name).pixels)
+        mask[0, 0] = 255  # one pixel without a label
+        write_picture(Picture(mask), watch / "round_01" / "labels" / f"{name}.png")
+    assert once(made, watch, config)["ended"] == "everything is labelled"
+
+
+def test_pictures_lie_there_under_the_names_of_their_masks(made, quick, tmp_path):
+    root = tmp_path / "data"
+    for part in ("one", "two"):
+        shutil.copytree(made / "data" / "raw", root / part)
+    for file in (root / "two").iterdir():
+        pixels = read_picture(file).pixels
+        write_picture(Picture(np.ascontiguousarray(pixels[::-1])), file)
+    write_text(tmp_path / "classes.json", json.dumps({"carbon": "#0000ff", "SE": "#00ffff"}))
+    index = build_index(root, IndexConfig(), colours=tmp_path / "classes.json")
+    index.write(tmp_path / "index.json")
+    watch = tmp_path / "watch"
+    told = loop(tmp_path / "index.json", watch, CONFIG, wait=False)
+    images = {file.stem for file in (watch / "round_00" / "images").iterdir()}
+    assert images == set(told["awaited"]) == {case.id for case in index.cases}
+
+
+def test_why_a_mask_is_not_taken_is_told(made, quick, tmp_path):
+    watch, (name, _) = begun(made, tmp_path)
+    shutil.copy(watch / "round_01" / "proposals" / f"{name}.png", watch / "round_01" / "labels")
+    assert "unchanged" in once(made, watch)["refused"][name]
+    write_picture(truth_of(made, name), watch / "round_01" / "labels" / f"{name}.png")
+    assert once(made, watch)["refused"] == {}
 
 
 def test_more_rounds_than_before_are_gone_on_with(made, quick, tmp_path):

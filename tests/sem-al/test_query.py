@@ -148,6 +148,31 @@ def test_a_proposal_that_somebody_edited_is_never_written_over(index, run, tmp_p
         asked(index, run, tmp_path / "out", overwrite=True)
 
 
+def test_a_file_that_somebody_put_beside_the_proposals_is_never_removed(index, run, tmp_path):
+    asked(index, run, tmp_path / "out")
+    mine = tmp_path / "out" / "proposals" / "mine.png"
+    write_text(mine, "mine")
+    with pytest.raises(MedsegError, match="was put there by somebody; move it away first"):
+        asked(index, run, tmp_path / "out", overwrite=True)
+    assert mine.read_text() == "mine"
+
+
+def test_a_call_that_is_refused_removes_nothing(index, run, tmp_path):
+    asked(index, run, tmp_path / "out")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(MedsegError, match="no weights at"):
+        asked(index, tmp_path / "nothing", tmp_path / "out", overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_name_may_look_like_a_formula(moved, run, tmp_path):
+    for folder, suffix in (("raw", ".tif"), ("labeled", ".png")):
+        for file in (tmp_path / "data" / folder).glob(f"s03_*{suffix}"):
+            file.rename(file.with_name(file.name.replace("s03_", "a$_$b^{_")))
+    build_index(tmp_path / "data", IndexConfig()).write(moved)
+    assert len(asked(moved, run, tmp_path / "out")["chosen"]) == 2
+
+
 def test_files_of_an_earlier_choice_go_with_it(index, run, tmp_path):
     asked(index, run, tmp_path / "out", num=3)
     found = asked(index, run, tmp_path / "out", num=1, overwrite=True)["chosen"]

@@ -7,7 +7,7 @@ from PIL import Image
 from medseg_core.errors import MedsegError
 from medseg_sem_al.colours import Classes
 from medseg_sem_al.proposals import write_indexed
-from medseg_sem_al.returned import Inbox, check, merged, read_back
+from medseg_sem_al.returned import Inbox, back_up, check, merged, read_back
 
 COLOURS = [(0, 0, 0), (0, 255, 255), (255, 126, 126)]
 CLASSES = Classes(("pore", "SE", "AM"))
@@ -59,6 +59,38 @@ def test_a_grey_that_is_no_id_is_refused(tmp_path):
         back(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("pixels", [np.full((2, 3), 0.7, np.float32), np.array([[True, False, True]] * 2)])
+def test_what_has_no_whole_classes_is_refused(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with pytest.raises(MedsegError, match=r"a\.tif has no whole classes .*; save it as 8 bits or in colours"):
+        back(tmp_path / "a.tif")
+
+
+def test_what_is_transparent_has_no_label(tmp_path):
+    alpha = np.array([[255, 0, 255], [255, 255, 255]], np.uint8)
+    Image.fromarray(np.dstack([RGB, alpha])).save(tmp_path / "a.png")
+    assert back(tmp_path / "a.png").tolist() == [[0, 255, 2], [255, 1, 0]]
+    Image.fromarray(np.dstack([RGB, alpha // 2])).save(tmp_path / "a.png")
+    with pytest.raises(MedsegError, match="is transparent in part"):
+        back(tmp_path / "a.png")
+
+
+def test_a_mask_may_be_drawn_with_the_banner(tmp_path):
+    Image.fromarray(np.vstack([IDS, IDS[:1]])).save(tmp_path / "a.png")
+    assert np.array_equal(read_back(tmp_path / "a.png", (2, 3), COLOURS, CLASSES, banner=1), IDS)
+
+
+def test_backups_never_write_over_each_other(tmp_path):
+    file = tmp_path / "img[1]_5.png"
+    for text in ("one", "two", "three"):
+        file.write_text(text)
+        back_up(file, tmp_path)
+    (tmp_path / "backups" / "img[1]_5-000.png").unlink()
+    file.write_text("four")
+    back_up(file, tmp_path)
+    assert [kept.read_text() for kept in sorted((tmp_path / "backups").iterdir())] == ["four", "two", "three"]
+
+
 def test_another_size_is_refused(tmp_path):
     Image.fromarray(IDS[:, :2]).save(tmp_path / "a.png")
     with pytest.raises(MedsegError, match=r"a\.png is 2x2 and its picture 3x2"):
@@ -91,8 +123,9 @@ def test_a_class_that_vanished_is_told():
 
 def test_new_labels_lie_over_old_ones_and_take_none_away():
     before = np.array([[2, 2, 2], [2, 2, 2]], np.uint8)
-    assert merged(before, IDS).tolist() == [[0, 1, 2], [2, 1, 0]]
-    assert merged(None, IDS) is IDS
+    assert merged(before, IDS, []).tolist() == [[0, 1, 2], [2, 1, 0]]
+    assert merged(before, IDS, WHOLE).tolist() == IDS.tolist()  # where it was asked for, what was erased is
+    assert merged(None, IDS, []) is IDS
 
 
 def test_a_file_counts_once_it_stopped_growing(tmp_path):

@@ -65,7 +65,7 @@ def test_pictures_classes_and_parts_are_told(address):
     status, _, content = asked(address, "/api/state")
     told = json.loads(content)
     assert (status, told["round"], [row["name"] for row in told["classes"]]) == (200, 1, ["carbon", "SE", "AM"])
-    assert told["pictures"][1] == {"name": "s00_001", "boxes": [[0, 0, 32, 32]], "taken": False}
+    assert told["pictures"][1] == {"name": "s00_001", "boxes": [[0, 0, 32, 32]], "taken": False, "refused": ""}
 
 
 @pytest.mark.parametrize("path", ["/api/state", "/api/image/s00_000", "/api/mask/s00_000", "/api/heat/s00_000"])
@@ -230,7 +230,7 @@ def test_two_pages_on_one_picture_do_not_overwrite_each_other_in_silence(opened,
         paint(page, (32, 32))
     save(one)
     other.click("#save")
-    other.wait_for_selector("footer.bad:has-text('Somebody saved s00_000 since you opened it')")
+    other.wait_for_selector("#message.bad:has-text('Somebody saved s00_000 since you opened it')")
     assert saved(watch)[32, 32] == 1
     other.click("footer button:has-text('Save mine over it')")
     other.wait_for_selector("#message:has-text('is saved')")
@@ -256,6 +256,6 @@ def test_changes_that_are_not_saved_are_asked_about(opened):
     page.keyboard.press("2")
     paint(page, (32, 32))
     page.click("nav button[data-name='s00_001']")
-    page.wait_for_selector("footer.bad:has-text('s00_000 is not saved')")
+    page.wait_for_selector("#message.bad:has-text('s00_000 is not saved')")
     page.click("footer button:has-text('Save it')")
     page.wait_for_selector("#where:has-text('s00_001')")

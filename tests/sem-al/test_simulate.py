@@ -73,6 +73,21 @@ def test_more_units_than_there_are_are_refused(index, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_strategy_is_not_done_twice(index, tmp_path):
+    with pytest.raises(MedsegError, match="--strategies names one twice"):
+        simulate(index, tmp_path / "out", replace(ONCE, strategies=("random", "random")))
+
+
+def test_parts_without_labels_are_not_there_to_be_asked_for(index, tmp_path):
+    known = read_index(index)
+    masks = {case.id: known.label(case) for case in known.cases if "label" in case.files}
+    first = next(case.id for case in known.cases if case.split == "train")
+    masks[first][:32] = 255
+    world = World(relabelled(known, masks, tmp_path), tmp_path / "out", ONCE)
+    assert len(world.units) == 10
+    assert not {(first, box) for box in ((0, 0, 32, 32), (0, 32, 32, 64))} & set(world.units)
+
+
 def test_curves_are_compared_start_by_start():
     def runs(*rows):
         return [[Point(share, miou) for share, miou in zip((0.1, 0.5), row, strict=True)] for row in rows]

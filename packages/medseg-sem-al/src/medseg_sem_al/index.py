@@ -111,6 +111,8 @@ def read_index(path: Path) -> Index:
     content = json.loads(path.read_text(encoding="utf-8-sig"))
     if lacking := [name for name in ABOUT if name not in content]:
         raise MedsegError(f"{path} has no {lacking[0]!r}, so it is no index; make one by medseg sem-al index")
+    if not isinstance(content["classes"], dict) or any("size" not in case.notes for case in cases):
+        raise MedsegError(f"{path} is damaged: classes or sizes are missing; make it anew by medseg sem-al index")
     classes = replace(classes_of(content["classes"], str(path)), rule=content["class_rule"])
     return Index(tuple(cases), classes, content["rule"], tuple(content["findings"]), content["settings"])
 

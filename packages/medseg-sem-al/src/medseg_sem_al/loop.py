@@ -3,7 +3,8 @@
 WATCH/round_00/          what was labelled before, or the random pictures that are asked for where nothing was
 WATCH/round_NN/          selection.json, selection.png, scores.png, heat/, proposals/, SHA256SUMS as of `query`; images/
 WATCH/round_NN/labels/   where a person saves masks, X.png or X.tif
-WATCH/round_NN/taken.json    of each mask that was taken its SHA-256, and what was odd about it
+WATCH/round_NN/taken.json    of each mask that was taken its SHA-256, and what was odd about it; refused.json says why
+                             others were not
 WATCH/round_NN/run/, best.safetensors, score.json    what was learnt of all labels up to there
 WATCH/labels/X.png       ids of all labels so far, 255 where there are none; backups/ keeps what was replaced
 WATCH/history.json, final_statistics.json, ANNOTATING.md
@@ -14,7 +15,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -31,17 +32,19 @@ from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.committee import Committee
 from medseg_sem_al.index import Index, read_index
 from medseg_sem_al.panels import colours_of
-from medseg_sem_al.pool import cases_of, score_pool
+from medseg_sem_al.pool import EmptyPoolError, cases_of, score_pool
 from medseg_sem_al.proposals import write_indexed
 from medseg_sem_al.pseudo import pseudo
-from medseg_sem_al.query import SELECTION, ask, lay_out, written
+from medseg_sem_al.query import POOL, SELECTION, lay_out, written
+from medseg_sem_al.query import ask as choose_of
 from medseg_sem_al.relabel import relabelled
 from medseg_sem_al.returned import Inbox, back_up, check, merged, read_back
+from medseg_sem_al.rounds import REFUSED, SCORE, TAKEN, asked, home_of, homes, noted, scores
 from medseg_sem_al.serve import served
 from medseg_sem_al.settings import LoopConfig, PseudoConfig, QueryConfig, SegConfig
 from medseg_sem_al.start import Start
 from medseg_sem_al.strategies import plan_of
-from medseg_sem_al.sums import write_sums
+from medseg_sem_al.sums import changed, write_sums
 from medseg_sem_al.train import train
 
 HISTORY, FINAL, SETTINGS, GUIDE = "history.json", "final_statistics.json", "loop.json", "ANNOTATING.md"
@@ -78,8 +81,12 @@ def loop(
     plan_of(config)  # refuses it before the work
     if len(index.classes.names) < 2:
         raise MedsegError(f"{index_file} knows no two classes; index with --colors FILE, which names them")
-    _begin(watch, index_file, config)
+    if watch.is_dir() and any(watch.iterdir()) and not (watch / SETTINGS).is_file():
+        raise MedsegError(f"{watch} is not empty and holds no loop; choose another --watch")
+    with replacing(watch / GUIDE) as beside:
+        shutil.copyfile(Path(__file__).parent / GUIDE, beside)
     with RunFolder(watch).held(), served(index, watch, port=port) if page else nullcontext() as address:
+        _begin(watch, index_file, index, config)
         if address:
             log.info("Correct masks at %s", address)
         rounds = Rounds(index, watch, config, init)
@@ -88,21 +95,20 @@ def loop(
     return status(watch)
 
 
-def _begin(watch: Path, index_file: Path, config: LoopConfig) -> None:
-    """Makes the folder, or finds it as this loop left it."""
-    about = {"index": str(Path(index_file).resolve()), "settings": json.loads(json.dumps(strict(as_dict(config))))}
-    file = watch / SETTINGS
-    if file.is_file():
-        before = read_json(file)
+def _begin(watch: Path, index_file: Path, index: Index, config: LoopConfig) -> None:
+    """Notes what the folder is of, or compares."""
+    colours = ("#{:02x}{:02x}{:02x}".format(*colour) for colour in colours_of(index.classes))
+    classes = ", ".join(f"{name} {colour}" for name, colour in zip(index.classes.names, colours, strict=True))
+    about = {"index": str(Path(index_file).resolve()), "classes": classes, "settings": strict(as_dict(config))}
+    about, before = json.loads(json.dumps(about)), noted(watch, SETTINGS)
+    if before:
         exact = {f.name for f in LoopConfig.__dataclass_fields__.values() if f.metadata.get("exact", True)}
         other = [name for name in sorted(exact) if before["settings"].get(name) != about["settings"].get(name)]
-        if other or before["index"] != about["index"]:
-            what = f"{other[0]} {before['settings'].get(other[0])}" if other else f"the index {before['index']}"
-            raise MedsegError(f"{watch} was begun with {what}; use the same, or another --watch")
-    elif watch.is_dir() and any(watch.iterdir()):
-        raise MedsegError(f"{watch} is not empty and holds no loop; choose another --watch")
-    write_text(file, json.dumps(about, indent=1) + "\n")
-    write_text(watch / GUIDE, (Path(__file__).parent / GUIDE).read_text(encoding="utf-8"))
+        what = [f"{name} {before['settings'].get(name)}" for name in other]
+        what += [f"the {word} {before[word]}" for word in ("index", "classes") if before[word] != about[word]]
+        if what:
+            raise MedsegError(f"{watch} was begun with {what[0]}; use the same, or another --watch")
+    write_text(watch / SETTINGS, json.dumps(about, indent=1) + "\n")
 
 
 class Rounds:
@@ -121,56 +127,71 @@ class Rounds:
             if "label" in case.files and not (self.labels / f"{case.id}.png").is_file():
                 write_indexed(index.label(case), self.colours, self.labels / f"{case.id}.png")
         self.inboxes: dict[Path, Inbox] = {}
+        self.gone: set[str] = set()
 
     def step(self, *, wait: bool) -> bool:
         """Does what comes next; False where that is nothing, for good or until somebody saves a mask."""
-        number = len(list(self.watch.glob("round_*/score.json")))
-        home = self.watch / f"round_{number:02d}"
+        number = len(scores(self.watch))
+        home = home_of(self.watch, number)
+        if any((one / "labels").is_dir() and any((one / "labels").iterdir()) for one in homes(self.watch)):
+            self._take_all()
+            time.sleep(self.config.poll)  # what is there must be so twice
+            self._take_all()
         if not (home / SELECTION).is_file():
-            if why := self._ends(number):
+            if why := self._ends(number) or self._ask(home, number):
                 self._finish(why)
                 return False
             (self.watch / FINAL).unlink(missing_ok=True)  # more rounds are asked for than before
-            self._ask(home, number)
-        if self._take(home):
-            time.sleep(self.config.poll)  # what is there must be so twice
-            if (awaited := self._take(home)) and not wait:
+        if awaited := self._take(home):
+            if not wait:
                 return False
-            if awaited:
-                log.info("Round %d: waiting for %s in %s", number, _some(awaited), home / "labels")
+            log.info("Round %d: waiting for %s in %s", number, _some(awaited), home / "labels")
             while self._take(home):
                 time.sleep(self.config.poll)
         self._learn(home, number)
         return True
 
+    def _take_all(self) -> None:
+        """Of every round: masks that came late, or were corrected since, count from the next training on."""
+        for home in homes(self.watch):
+            self._take(home)
+
     def index(self) -> Index:
         """The pictures with all labels so far."""
         there = tuple(case for case in self.given.cases if case.files["image"].is_file())
+        for case in self.given.cases:
+            if case not in there and case.id not in self.gone:
+                self.gone.add(case.id)
+                log.warning("%s was deleted; the loop goes on without it", case.files["image"])
         files = {case.id: self.labels / f"{case.id}.png" for case in there}
         masks = {name: read_picture(file).pixels for name, file in files.items() if file.is_file()}
         return relabelled(replace(self.given, cases=there), masks, self.labels)
 
-    def _ask(self, home: Path, number: int) -> None:
+    def _ask(self, home: Path, number: int) -> str:
+        """Lays out a round; why there is none, else ""."""
         index, plan = self.index(), plan_of(self.config)
         if number == 0:
             document = self._random(index, home)
         else:
             config = _part(self.config, QueryConfig)
-            before = self.watch / f"round_{number - 1:02d}" / "best.safetensors"
-            committee = Committee([before], config)
-            pool = score_pool(index, committee, plan, config, home / "pool")
-            chosen = ask(pool, plan, config, progress=(number - 1) / max(self.config.rounds - 1, 1))
+            committee = Committee([home_of(self.watch, number - 1) / "best.safetensors"], config)
+            try:
+                pool = score_pool(index, committee, plan, config, home / POOL)
+            except EmptyPoolError:
+                return "everything is labelled"
+            chosen = choose_of(pool, plan, config, progress=(number - 1) / max(self.config.rounds - 1, 1))
             document = lay_out(index, committee, pool, chosen, plan, home)
-            shutil.rmtree(home / "pool", ignore_errors=True)
+            shutil.rmtree(home / POOL, ignore_errors=True)
         by_id = {case.id: case for case in index.cases}
         for name in dict.fromkeys(row["case"] for row in document["chosen"]):
             file = by_id[name].files["image"]
-            with replacing(home / "images" / file.name) as beside:
+            with replacing(home / "images" / f"{name}{file.suffix}") as beside:
                 shutil.copyfile(file, beside)
         (home / "labels").mkdir(parents=True, exist_ok=True)
         text = json.dumps(strict({**document, "round": number}), indent=1, ensure_ascii=False) + "\n"
-        write_sums(home, [file for file in written(home) if file.is_file() and file.name != SELECTION])
+        write_sums(home, written(home))
         write_text(home / SELECTION, text)
+        return ""
 
     def _random(self, index: Index, home: Path) -> dict[str, Any]:
         """What is labelled already, or pictures drawn at random, without proposals as nothing is learnt yet."""
@@ -197,37 +218,38 @@ class Rounds:
 
     def _take(self, home: Path) -> list[str]:
         """Takes in what came back; names of pictures that are still awaited."""
-        rows = read_json(home / SELECTION)["chosen"]
-        asked: dict[str, list[list[int]]] = {}
-        for row in rows:
-            asked.setdefault(row["case"], []).append(row["box"])
-        file = home / "taken.json"
-        taken = read_json(file) if file.is_file() else {}
+        wanted, taken, refused = asked(home), noted(home, TAKEN), noted(home, REFUSED)
+        before = (dict(taken), dict(refused))
         cases = {case.id: case for case in self.given.cases}
-        for name in asked:
-            if name not in taken and not cases[name].files["image"].is_file():
+        for name in wanted:
+            if name not in taken and (name not in cases or not cases[name].files["image"].is_file()):
                 log.warning("%s was deleted since it was asked for; the round goes on without it", name)
                 taken[name] = {"dropped": "its picture was deleted"}
-                write_text(file, json.dumps(taken, indent=1) + "\n")
         inbox = self.inboxes.setdefault(home, Inbox(home / "labels"))
         for name, files in inbox.settled().items():
+            digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+            if taken.get(name, {}).get("sha256") == digest:
+                continue
             try:
-                ids, odd = self._read(cases, asked, name, files, home)
+                ids, odd = self._read(cases, wanted, name, files, home)
             except MedsegError as error:
                 log.error("%s: %s", name, error)
+                refused[name] = str(error)
                 continue
-            digest = hashlib.sha256(files[0].read_bytes()).hexdigest()
-            if taken.get(name, {}).get("sha256") != digest:
-                self._keep(name, ids)
-                log.info("%s is taken%s", name, "".join(f"; {text}" for text in odd))
-                taken[name] = {"file": files[0].name, "sha256": digest, "odd": odd}
-                write_text(file, json.dumps(taken, indent=1) + "\n")
-        return [name for name in asked if name not in taken]
+            self._keep(name, ids, wanted[name])
+            log.info("%s is taken%s", name, "".join(f"; {text}" for text in odd))
+            refused.pop(name, None)
+            taken[name] = {"file": files[0].name, "sha256": digest, "odd": odd}
+            write_text(home / TAKEN, json.dumps(taken, indent=1) + "\n")
+        for name, old, new in ((TAKEN, before[0], taken), (REFUSED, before[1], refused)):
+            if new != old:
+                write_text(home / name, json.dumps(new, indent=1) + "\n")
+        return [name for name in wanted if name not in taken]
 
     def _read(
         self,
         cases: Mapping[str, Case],
-        asked: Mapping[str, Sequence[Sequence[int]]],
+        wanted: Mapping[str, Sequence[Sequence[int]]],
         name: str,
         files: Sequence[Path],
         home: Path,
@@ -237,27 +259,27 @@ class Rounds:
         Raises:
             MedsegError: what keeps it from being a label.
         """
-        if name not in asked:
-            raise MedsegError(f"it was not asked for in this round; asked are {_some(list(asked))}")
+        if name not in wanted:
+            raise MedsegError(f"it was not asked for in this round; asked are {_some(list(wanted))}")
         if len(files) > 1:
             raise MedsegError(f"{' and '.join(file.name for file in files)} claim one picture; keep one of them")
-        proposal = read_picture(home / "proposals" / f"{name}.png").pixels
-        classes = self.given.classes
-        ids = read_back(files[0], cases[name].notes["size"], self.colours, classes)
-        return ids, check(ids, proposal, asked[name], classes.names, unedited=self.config.accept_unedited)
+        file, classes, notes = home / "proposals" / f"{name}.png", self.given.classes, cases[name].notes
+        ids = read_back(files[0], notes["size"], self.colours, classes, banner=notes["banner"])
+        proposal = read_picture(file).pixels if file.is_file() and file not in changed(home) else None
+        return ids, check(ids, proposal, wanted[name], classes.names, unedited=self.config.accept_unedited)
 
-    def _keep(self, name: str, ids: np.ndarray) -> None:
+    def _keep(self, name: str, ids: np.ndarray, boxes: Sequence[Sequence[int]]) -> None:
         """Puts a mask among the labels, and the one before it among the backups."""
         place = self.labels / f"{name}.png"
         old = read_picture(place).pixels if place.is_file() else None
         back_up(place, self.watch)
-        write_indexed(merged(old, ids), self.colours, place)
+        write_indexed(merged(old, ids, boxes), self.colours, place)
 
     def _learn(self, home: Path, number: int) -> None:
         """Trains on all labels, from the round before, and writes down how good it is."""
         index = self.index()
         index.write(home / "index.json")
-        before = self.watch / f"round_{number - 1:02d}" / "best.safetensors" if number else self.init
+        before = home_of(self.watch, number - 1) / "best.safetensors" if number else self.init
         config, run = _part(self.config, SegConfig, patience=0), home / "run"
         result = train(home / "index.json", run, config, start=Start(init=before), resume="last")
         if self.config.pseudo and result.reason != "stopped" and cases_of(index, 0)[0]:
@@ -268,14 +290,14 @@ class Rounds:
             raise MedsegError("stopped; the same call goes on")
         with replacing(home / "best.safetensors") as beside:
             shutil.copyfile(run / "best.safetensors", beside)
-        scores = [value for value in read_history(run).get("val_score", []) if value is not None]
+        found = [value for value in read_history(run).get("val_score", []) if value is not None]
         rows = read_json(home / SELECTION)["chosen"]
         labelled = [case for case in index.cases if "label" in case.files and case.split == "train"]
         pixels = sum(np.prod(case.notes["size"]) * case.notes.get("labelled", 1) for case in labelled)
-        told = {"round": number, "score": max(scores, default=None), "pictures": len(labelled), "pixels": int(pixels)}
+        told = {"round": number, "score": max(found, default=None), "pictures": len(labelled), "pixels": int(pixels)}
         told |= {"asked": [row["case"] for row in rows], "uncertainty": _range(rows)}
-        write_text(home / "score.json", json.dumps(strict(told), indent=1) + "\n")
-        write_text(self.watch / HISTORY, json.dumps(list(_scores(self.watch)), indent=1) + "\n")
+        write_text(home / SCORE, json.dumps(strict(told), indent=1) + "\n")
+        write_text(self.watch / HISTORY, json.dumps(scores(self.watch), indent=1) + "\n")
 
     def _ends(self, number: int) -> str:
         """Why no more is asked; "" where more is."""
@@ -285,11 +307,11 @@ class Rounds:
             return f"all {self.config.rounds} rounds are done"
         if not cases_of(self.index(), self.config.region)[0]:
             return "everything is labelled"
-        scores = [row["score"] for row in _scores(self.watch)]
-        if None in scores:
+        found = [row["score"] for row in scores(self.watch)]
+        if None in found:
             return ""
-        best, since = scores[0], 0
-        for score in scores[1:]:
+        best, since = found[0], 0
+        for score in found[1:]:
             since = 0 if score >= best + self.config.min_improvement else since + 1
             best = max(best, score)
         if since >= self.config.patience:
@@ -297,16 +319,16 @@ class Rounds:
         return ""
 
     def _finish(self, why: str) -> None:
-        rows = list(_scores(self.watch))
-        scores = [row["score"] for row in rows if row["score"] is not None]
+        rows = scores(self.watch)
+        found = [row["score"] for row in rows if row["score"] is not None]
         told = {"why": why, "rounds": len(rows) - 1, "pictures": rows[-1]["pictures"], "pixels": rows[-1]["pixels"]}
-        told |= {"first": scores[0], "last": scores[-1], "best": max(scores)} if scores else {}
+        told |= {"first": found[0], "last": found[-1], "best": max(found)} if found else {}
         write_text(self.watch / FINAL, json.dumps(told, indent=1) + "\n")
         log.info("Done: %s", why)
 
 
 def status(watch: Path) -> dict[str, Any]:
-    """Labelled so far, score and gain of each round, range of uncertainty, and what is awaited.
+    """Labelled so far, score and gain of each round, range of uncertainty, what is awaited and what was refused.
 
     Raises:
         MedsegError: no loop there.
@@ -315,26 +337,16 @@ def status(watch: Path) -> dict[str, Any]:
     if not (watch / SETTINGS).is_file():
         raise MedsegError(f"{watch} holds no loop; begin one by medseg sem-al loop INDEX --watch {watch}")
     rows, before = [], None
-    for row in _scores(watch):
+    for row in scores(watch):
         gain = None if before is None or row["score"] is None else row["score"] - before
         rows.append({**row, "gain": gain})
         before = row["score"]
-    homes = sorted(
-        file.parent for file in watch.glob(f"round_*/{SELECTION}") if not (file.parent / "score.json").is_file()
-    )
-    told: dict[str, Any] = {"rounds": rows, "awaited": [], "ended": ""}
-    if homes:
-        taken = read_json(homes[0] / "taken.json") if (homes[0] / "taken.json").is_file() else {}
-        asked = dict.fromkeys(row["case"] for row in read_json(homes[0] / SELECTION)["chosen"])
-        told |= {"awaited": [name for name in asked if name not in taken], "save to": str(homes[0] / "labels")}
-    if (watch / FINAL).is_file():
-        told["ended"] = read_json(watch / FINAL)["why"]
+    told: dict[str, Any] = {"rounds": rows, "awaited": [], "refused": {}, "ended": noted(watch, FINAL).get("why", "")}
+    if home := next((home for home in homes(watch) if not (home / SCORE).is_file()), None):
+        taken = noted(home, TAKEN)
+        told |= {"awaited": [name for name in asked(home) if name not in taken], "save to": str(home / "labels")}
+        told["refused"] = noted(home, REFUSED)
     return told
-
-
-def _scores(watch: Path) -> Iterator[dict[str, Any]]:
-    """Of the rounds that are done."""
-    return (read_json(file) for file in sorted(watch.glob("round_*/score.json")))
 
 
 def _range(rows: Sequence[Mapping[str, Any]]) -> list[float] | None:

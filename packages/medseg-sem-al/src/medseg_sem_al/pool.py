@@ -8,6 +8,7 @@ Axes: N units, K classes, H W of a picture, F features.
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from medseg_core.cases import Case
-from medseg_core.cohort import answers, for_each
+from medseg_core.cohort import answers, clear_journal, for_each
 from medseg_core.config import as_dict
 from medseg_core.errors import MedsegError
 from medseg_sem_al.colours import UNSEEN
@@ -30,6 +31,10 @@ FEATURES = "features.npy"
 Box = tuple[int, int, int, int]
 
 log = logging.getLogger(__name__)
+
+
+class EmptyPoolError(MedsegError):
+    """Nothing is left that could be asked for."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,8 @@ def score_pool(index: Index, committee: Committee, plan: Plan, config: QueryConf
     Raises:
         MedsegError: nothing to ask for, or a journal of other settings.
     """
+    check_pool(index, committee, plan, config.region)
     pool, taught = cases_of(index, config.region)
-    if not pool:
-        raise MedsegError("every picture has its labels: the pool is empty; put images without masks beside the others")
-    for name in plan.measures:
-        measure_named(name, ensemble=committee.is_ensemble)  # refuses it before the work
     looked = {case.id: case for case in [*pool, *(taught if needs_features(plan) else [])]}
     cases = [looked[name] for name in sorted(looked)]
     starts = np.cumsum([0, *(len(boxes(case.notes["size"], config.region)) for case in cases)])
@@ -83,14 +85,25 @@ def score_pool(index: Index, committee: Committee, plan: Plan, config: QueryConf
     return _gathered(out, rows, features, needed_measures(plan), outcome.failed)
 
 
+def check_pool(index: Index, committee: Committee, plan: Plan, region: int) -> None:
+    """Raises a MedsegError where nothing can be asked for, or these networks have no such measure."""
+    if not cases_of(index, region)[0]:
+        raise EmptyPoolError(
+            "every picture has its labels: the pool is empty; put images without masks beside the others"
+        )
+    for name in plan.measures:
+        measure_named(name, ensemble=committee.is_ensemble)
+
+
 def _features_file(out: Path, num: int, committee: Committee) -> np.ndarray:
     """A file that memory maps, so that it holds pools of any size."""
     file = out / FEATURES
     width = len(committee.features(np.zeros((committee.depth, 64, 64), np.float32)))
-    if file.is_file():
+    with suppress(OSError, ValueError):  # none yet, or damaged
         found = np.load(file, mmap_mode="r+", allow_pickle=False)
         if found.shape == (num, width):
             return found
+    clear_journal(out)  # what it knows has lost its features
     out.mkdir(parents=True, exist_ok=True)
     return np.lib.format.open_memmap(file, "w+", np.float32, (num, width))
 
@@ -167,8 +180,9 @@ def _gathered(
             shares.append(np.array(unit["shares"], np.float32))
             unsure.append(np.array(unit["unsure"], np.float32))
     if not names:
-        why = next(iter(failed.values()), "all parts of its pictures are labelled")
-        raise MedsegError(f"nothing of the pool can be asked for: {why}")
+        if failed:
+            raise MedsegError(f"nothing of the pool can be asked for: {next(iter(failed.values()))}")
+        raise EmptyPoolError("all parts of all pictures are labelled: the pool is empty; take another --region")
     if features is None:
         features, places, known_places = np.zeros((len(names), 0), np.float32), list(range(len(names))), []
     units = Units(

@@ -6,11 +6,12 @@ OUT/proposals/X.png, X.tif, X.zip   the predicted mask with its palette, and as 
 OUT/heat/X.png        where it is unsure, from 0 (black) to 1 (yellow)
 OUT/scores.png        scores of the whole pool
 OUT/SHA256SUMS        of all of these: what was edited since is not written over
-OUT/journal.jsonl, features.npy     see `pool`; a call that was stopped goes on by them
+OUT/pool/             see `pool`; a call that was stopped goes on by it
 """
 
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from medseg_core import figures
-from medseg_core.cohort import JOURNAL, clear_journal
+from medseg_core.cohort import JOURNAL
 from medseg_core.config import as_dict, strict
 from medseg_core.errors import MedsegError
 from medseg_core.io import write_picture, write_text
@@ -31,14 +32,14 @@ from medseg_core.volume import Picture
 from medseg_sem_al.committee import Committee
 from medseg_sem_al.index import Index, read_index
 from medseg_sem_al.panels import overlaid
-from medseg_sem_al.pool import FEATURES, Box, Pool, maps_of, score_pool
+from medseg_sem_al.pool import Box, Pool, check_pool, maps_of, score_pool
 from medseg_sem_al.proposals import unlabelled, write_indexed, write_outlines
 from medseg_sem_al.settings import QueryConfig
 from medseg_sem_al.strategies import Plan, choose, plan_of
-from medseg_sem_al.sums import SUMS, changed, write_sums
+from medseg_sem_al.sums import SUMS, changed, sums_of, write_sums
 from medseg_sem_al.train import check_fits
 
-SELECTION = "selection.json"
+SELECTION, POOL = "selection.json", "pool"
 MOST_SHOWN, THUMB = 24, 256  # units on the contact sheet, and pixels of an edge there
 
 log = logging.getLogger(__name__)
@@ -84,12 +85,17 @@ def query(
     _check_out(out, overwrite=overwrite)
     committee = Committee(runs, config)
     check_fits(index, committee.card, index_file)
-    pool = score_pool(index, committee, plan, config, out)
+    check_pool(index, committee, plan, config.region)
+    if overwrite:
+        for file in [*sums_of(out), out / SUMS]:
+            file.unlink(missing_ok=True)
+        shutil.rmtree(out / POOL, ignore_errors=True)
+    pool = score_pool(index, committee, plan, config, out / POOL)
     chosen = ask(pool, plan, config)
     told = lay_out(index, committee, pool, chosen, plan, out)
     document = {**told, "models": [str(run) for run in runs], "weights": committee.digests, "settings": as_dict(config)}
     write_text(out / SELECTION, json.dumps(strict(document), indent=1, ensure_ascii=False) + "\n")
-    write_sums(out, [file for file in written(out) if file.is_file()])
+    write_sums(out, written(out))
     return document
 
 
@@ -155,23 +161,22 @@ def _propose(
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
-    """A folder that is new, or whose query was stopped; with `overwrite` one whose files nobody edited."""
-    if out.is_dir() and any(out.iterdir()) and not (out / JOURNAL).is_file():
+    """A folder that is new, or whose query was stopped; with `overwrite` one in which nobody else has put anything."""
+    if out.is_dir() and any(out.iterdir()) and not (out / POOL / JOURNAL).is_file():
         raise MedsegError(f"{out} is not empty and was not begun by query; choose another --out")
     if (out / SELECTION).is_file() and not overwrite:
         raise MedsegError(f"{out} holds a selection; add --overwrite to choose anew, or take another --out")
     if edited := changed(out):
         raise MedsegError(f"{edited[0]} was edited since it was written; move it away first, or take another --out")
-    if overwrite:
-        for file in [*written(out), out / FEATURES, out / SUMS]:
-            file.unlink(missing_ok=True)
-        clear_journal(out)
+    if (out / SUMS).is_file() and (others := [file for file in written(out) if file not in sums_of(out)]):
+        raise MedsegError(f"{others[0]} was put there by somebody; move it away first, or take another --out")
 
 
 def written(out: Path) -> list[Path]:
     """What a person may look at or edit."""
     files = [file for folder in ("proposals", "heat") for file in (out / folder).glob("*")]
-    return [*files, *(out / name for name in (SELECTION, "selection.png", "scores.png"))]
+    tops = (out / name for name in (SELECTION, "selection.png", "scores.png"))
+    return [*files, *(file for file in tops if file.is_file())]
 
 
 def _sheet(shown: Sequence[tuple[Chosen, np.ndarray, np.ndarray]]) -> Figure:
@@ -191,7 +196,7 @@ def _sheet(shown: Sequence[tuple[Chosen, np.ndarray, np.ndarray]]) -> Figure:
             for shift in (0, both.shape[1] // 2):
                 frame = Rectangle((left + shift, top), right - left, bottom - top, fill=False, color="white", lw=1.2)
                 axes.add_patch(frame)
-        axes.set_title(f"{one.rank}. {one.case}\n{one.why} {one.score:.2f}", fontsize=7)
+        axes.set_title(f"{one.rank}. {one.case}\n{one.why} {one.score:.2f}", fontsize=7, parse_math=False)
     return figure
 
 

@@ -3,6 +3,7 @@
 A file is looked at once it had the same size and date in two looks: it may still be on its way over a network.
 """
 
+import itertools
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -50,24 +51,36 @@ class Inbox:
                         yield file, (about.st_size, about.st_mtime_ns)
 
 
-def read_back(file: Path, size: Sequence[int], colours: Sequence[Sequence[int]], classes: Classes) -> np.ndarray:
+def read_back(
+    file: Path, size: Sequence[int], colours: Sequence[Sequence[int]], classes: Classes, *, banner: int = 0
+) -> np.ndarray:
     """(H, W) uint8 ids, 255 where nobody labelled: of a palette or of colours by the colours, of greys by their values.
 
-    The values of a palette do not count, as programs sort palettes anew.
+    The values of a palette do not count, as programs sort palettes anew. What is transparent has no label.
+
+    Args:
+        size: of the picture without its banner; the mask may have been drawn with it.
 
     Raises:
         MedsegError: unreadable, of another size, or with what is no class.
     """
     pixels = read_picture(file).pixels
+    with Image.open(file) as picture:
+        if picture.mode not in ("L", "P", "RGB", "RGBA"):
+            raise MedsegError(f"{file.name} has no whole classes ({picture.mode}); save it as 8 bits or in colours")
+        if picture.mode in ("P", "RGBA"):
+            pixels = np.array(picture.convert("RGBA"))
+    if pixels.shape[:2] == (size[0] + banner, size[1]):
+        pixels = pixels[: size[0]]
     if pixels.shape[:2] != tuple(size):
         theirs, ours = (f"{shape[1]}x{shape[0]}" for shape in (pixels.shape, size))
         raise MedsegError(f"{file.name} is {theirs} and its picture {ours} (width x height); save it unscaled")
-    with Image.open(file) as picture:
-        if picture.mode == "P":
-            pixels = np.array(picture.convert("RGB"))
-    if pixels.ndim == 3 and pixels.shape[2] >= 3:
-        return _by_colour(file, pixels[..., :3], colours, classes)
-    grey = pixels if pixels.ndim == 2 else pixels[..., 0]
+    if pixels.ndim == 3:
+        alpha = pixels[..., 3] if pixels.shape[2] == 4 else np.full(pixels.shape[:2], UNSEEN, np.uint8)
+        if ((alpha > 0) & (alpha < UNSEEN)).any():
+            raise MedsegError(f"{file.name} is transparent in part; save it without an alpha channel")
+        return _by_colour(file, np.where(alpha[..., None] > 0, pixels[..., :3], BLANK), colours, classes)
+    grey = pixels
     wrong = (grey >= len(colours)) & (grey != UNSEEN)
     if wrong.any():
         values = Counter(grey[wrong].tolist()).most_common(3)
@@ -95,31 +108,34 @@ def _by_colour(file: Path, pixels: np.ndarray, colours: Sequence[Sequence[int]],
 
 
 def check(
-    ids: np.ndarray, proposal: np.ndarray, boxes: Sequence[Sequence[int]], names: Sequence[str], *, unedited: bool
+    ids: np.ndarray,
+    proposal: np.ndarray | None,
+    boxes: Sequence[Sequence[int]],
+    names: Sequence[str],
+    *,
+    unedited: bool,
 ) -> list[str]:
     """What is odd about a mask that came back.
 
     Args:
-        proposal: what was given out, 255 outside of what was asked for.
+        proposal: what was given out, 255 outside of what was asked for; None where that is not known any more.
         boxes: (top, left, bottom, right) of that.
         unedited: take a proposal as it was.
 
     Raises:
         MedsegError: nothing is labelled, or nothing was changed.
     """
-    asked = np.zeros(ids.shape, bool)
-    for top, left, bottom, right in boxes:
-        asked[top:bottom, left:right] = True
+    asked = _within(boxes, ids.shape)
     covered = float((ids[asked] != UNSEEN).mean())
     if covered == 0:
         raise MedsegError("it labels nothing of what was asked for; paint it, and save it again")
-    if not unedited and np.array_equal(ids, proposal):
+    if proposal is not None and not unedited and np.array_equal(ids, proposal):
         raise MedsegError("it is the proposal, unchanged; correct it, or add --accept-unedited where it is right")
     told = []
     if covered < 1:
         told.append(f"{1 - covered:.1%} of what was asked for has no label yet")
-    gone = [names[k] for k in np.unique(proposal[proposal != UNSEEN]) if not (ids == k).any()]
-    if gone:
+    proposed = [] if proposal is None else np.unique(proposal[proposal != UNSEEN])
+    if gone := [names[k] for k in proposed if not (ids == k).any()]:
         told.append(f"the proposal had {', '.join(gone)}, and it has none")
     return told
 
@@ -127,11 +143,19 @@ def check(
 def back_up(file: Path, watch: Path) -> None:
     """Copies a mask that is about to be replaced, if it is there, to WATCH/backups/X-NNN.png."""
     if file.is_file():
-        number = len(list((watch / "backups").glob(f"{file.stem}-*{file.suffix}")))
-        with replacing(watch / "backups" / f"{file.stem}-{number:03d}{file.suffix}") as beside:
+        places = (watch / "backups" / f"{file.stem}-{number:03d}{file.suffix}" for number in itertools.count())
+        with replacing(next(place for place in places if not place.exists())) as beside:
             shutil.copyfile(file, beside)
 
 
-def merged(before: np.ndarray | None, ids: np.ndarray) -> np.ndarray:
-    """The new labels over the old ones."""
-    return ids if before is None else np.where(ids == UNSEEN, before, ids)
+def merged(before: np.ndarray | None, ids: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndarray:
+    """The new mask where it was asked for, erased pixels too; elsewhere its labels over the old ones."""
+    return ids if before is None else np.where((ids == UNSEEN) & ~_within(boxes, ids.shape), before, ids)
+
+
+def _within(boxes: Sequence[Sequence[int]], shape: tuple[int, ...]) -> np.ndarray:
+    """(H, W) bool."""
+    inside = np.zeros(shape, bool)
+    for top, left, bottom, right in boxes:
+        inside[top:bottom, left:right] = True
+    return inside

@@ -14,26 +14,25 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 from PIL import Image
 
 from medseg_core.errors import MedsegError
-from medseg_core.io import read_picture
-from medseg_core.run import read_json
+from medseg_core.io import case_name, is_picture, read_picture
 from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.index import Index
 from medseg_sem_al.panels import colours_of
 from medseg_sem_al.proposals import write_indexed
-from medseg_sem_al.query import SELECTION
 from medseg_sem_al.returned import back_up, read_back
+from medseg_sem_al.rounds import REFUSED, SCORE, TAKEN, asked, homes, noted
 
 PAGE = Path(__file__).parent / "page"
 FILES = {
@@ -71,20 +70,23 @@ class Desk:
 
     def home(self) -> Path | None:
         """The folder of the round that waits for masks."""
-        homes = sorted(file.parent for file in self.watch.glob(f"round_*/{SELECTION}"))
-        return next((home for home in homes if not (home / "score.json").is_file()), None)
+        return next((home for home in homes(self.watch) if not (home / SCORE).is_file()), None)
 
     def state(self) -> dict[str, Any]:
         """Pictures of the round, and the classes."""
-        home, asked = self.home(), self._asked()
-        taken = read_json(home / "taken.json") if home and (home / "taken.json").is_file() else {}
-        final = self.watch / "final_statistics.json"
+        home = self.home()
+        taken, refused = (noted(home, name) if home else {} for name in (TAKEN, REFUSED))
+        pictures = [
+            {"name": name, "boxes": boxes, "taken": name in taken, "refused": refused.get(name, "")}
+            for name, boxes in self._asked().items()
+        ]
+        why = noted(self.watch, "final_statistics.json").get("why")
         classes = zip(self.index.classes.names, self.colours, strict=True)
         return {
             "round": int(home.name[6:]) if home else None,
-            "pictures": [{"name": name, "boxes": boxes, "taken": name in taken} for name, boxes in asked.items()],
+            "pictures": pictures,
             "classes": [{"id": k, "name": name, "colour": colour} for k, (name, colour) in enumerate(classes)],
-            "ended": f"Ended: {read_json(final)['why']}" if final.is_file() else "",
+            "ended": f"Ended: {why}" if why else "",
         }
 
     def image(self, name: str) -> bytes:
@@ -98,16 +100,27 @@ class Desk:
         size = self.cases[name].notes["size"]
         return file.read_bytes() if file.is_file() else _png(np.zeros(size, np.uint8))
 
-    def mask(self, name: str) -> tuple[np.ndarray, str]:
-        """(H, W) ids to go on from, and their version."""
-        home, size = self.home(), self.cases[self._known(name)].notes["size"]
-        files = [home / "labels" / f"{name}{suffix}" for suffix in (".png", ".tif")] if home else []
-        saved = next((file for file in files if file.is_file()), None)
-        if saved:
-            ids = read_back(saved, size, self.colours, self.index.classes)
-        else:
-            ids = read_picture(home / "proposals" / f"{name}.png").pixels if home else np.full(size, UNSEEN, np.uint8)
-        return ids, hashlib.sha256(ids.tobytes() + bytes(str(saved), "utf-8")).hexdigest()
+    def mask(self, name: str) -> tuple[np.ndarray, str, str]:
+        """(H, W) ids to go on from, their version, and why a mask that was saved is not what they are."""
+        notes, files, why = self.cases[self._known(name)].notes, self._saved(name), ""
+        for file in reversed(files):
+            try:
+                ids = read_back(file, notes["size"], self.colours, self.index.classes, banner=notes["banner"])
+                return ids, self._version(files), why
+            except MedsegError as error:
+                why = str(error)
+        proposal = self.home() / "proposals" / f"{name}.png"
+        blank = np.full(notes["size"], UNSEEN, np.uint8)
+        return read_picture(proposal).pixels if proposal.is_file() else blank, self._version(files), why
+
+    def _saved(self, name: str) -> list[Path]:
+        """Files that somebody saved of a picture, the newest last."""
+        files = [f for f in (self.home() / "labels").glob("*") if is_picture(f) and case_name(f) == name]
+        return sorted((f for f in files if not f.name.startswith((".", "~"))), key=lambda file: file.stat().st_mtime_ns)
+
+    def _version(self, files: Sequence[Path]) -> str:
+        parts = b"".join(bytes(str(file), "utf-8") + file.read_bytes() for file in sorted(files))
+        return hashlib.sha256(parts).hexdigest()
 
     def save(self, name: str, content: bytes, version: str) -> str:
         """Writes a mask, unless somebody else did since that version; returns the new one."""
@@ -117,23 +130,23 @@ class Desk:
         if ids.size != size[0] * size[1] or not known.all():
             raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name} is {size[1]}x{size[0]}, and what came is no mask of it")
         with self.lock:
-            if version not in (ANY, self.mask(name)[1]):
+            files, place = self._saved(name), self.home() / "labels" / f"{name}.png"
+            if version not in (ANY, self._version(files)):
                 raise RefusedError(HTTPStatus.CONFLICT, f"Somebody saved {name} since you opened it.")
-            labels = self.home() / "labels"
-            for file in (labels / f"{name}.png", labels / f"{name}.tif"):
+            for file in files:
                 back_up(file, self.watch)
-            write_indexed(ids.reshape(size), self.colours, labels / f"{name}.png")
-            (labels / f"{name}.tif").unlink(missing_ok=True)
-            return self.mask(name)[1]
+            write_indexed(ids.reshape(size), self.colours, place)
+            for file in files:
+                if file != place:
+                    file.unlink(missing_ok=True)
+            return self._version(self._saved(name))
 
     def _asked(self) -> dict[str, list[list[int]]]:
-        home, found = self.home(), dict[str, list[list[int]]]()
-        for row in read_json(home / SELECTION)["chosen"] if home else ():
-            found.setdefault(row["case"], []).append(row["box"])
-        return found
+        home = self.home()
+        return asked(home) if home else {}
 
     def _known(self, name: str) -> str:
-        if name not in self._asked():
+        if name not in self._asked() or name not in self.cases:
             raise RefusedError(HTTPStatus.NOT_FOUND, f"{name} is not asked for in this round; load the page again")
         return name
 
@@ -168,8 +181,12 @@ class Handler(BaseHTTPRequestHandler):
         home = f"{LOCAL}:{self.server.server_address[1]}"
         if self.headers.get("Host") != home or self.headers.get("Origin", f"http://{home}") != f"http://{home}":
             raise RefusedError(HTTPStatus.FORBIDDEN, f"this page is at http://{home} alone")
-        if self.path not in FILES and not hmac.compare_digest(self.headers.get("X-Token", ""), self.token):
+        if self.path not in FILES and not self._has_token():
             raise RefusedError(HTTPStatus.FORBIDDEN, "open the address that the loop printed; it holds the token")
+
+    def _has_token(self) -> bool:
+        given = self.headers.get("X-Token", "").encode("latin-1", "replace")
+        return hmac.compare_digest(given, self.token.encode())
 
     def _got(self, path: str) -> tuple[bytes, str, Mapping[str, str]]:
         if path in FILES:
@@ -179,8 +196,8 @@ class Handler(BaseHTTPRequestHandler):
             return json.dumps(self.desk.state()).encode(), "application/json", {}
         word, name = self._parts(path)
         if word == "mask":
-            ids, version = self.desk.mask(name)
-            return ids.tobytes(), "application/octet-stream", {"X-Version": version}
+            ids, version, why = self.desk.mask(name)
+            return ids.tobytes(), "application/octet-stream", {"X-Version": version, "X-Why": quote(why)}
         if word in ("image", "heat"):
             return getattr(self.desk, word)(name), "image/png", {}
         raise RefusedError(HTTPStatus.NOT_FOUND, "there is nothing")
@@ -189,11 +206,11 @@ class Handler(BaseHTTPRequestHandler):
         word, name = self._parts(path)
         if word != "mask":
             raise RefusedError(HTTPStatus.NOT_FOUND, "there is nothing")
-        length, most = int(self.headers.get("Content-Length", 0)), self._most(name)
-        if length > most:
+        length, most = self.headers.get("Content-Length", ""), self._most(name)
+        if not length.isdecimal() or int(length) > most:
             self.close_connection = True
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{name} has {most} pixels")
-        version = self.desk.save(name, self.rfile.read(length), self.headers.get("X-Version", ""))
+        version = self.desk.save(name, self.rfile.read(int(length)), self.headers.get("X-Version", ""))
         return b"", "text/plain", {"X-Version": version}
 
     def _most(self, name: str) -> int:

@@ -69,6 +69,8 @@ def simulate(index_file: Path, out: Path, config: SimulateConfig) -> dict[str, A
         MedsegError: no such pictures, an unknown strategy, more units asked for than there are, or another simulation.
     """
     world = World(read_index(index_file), Path(out), config)
+    if len(set(config.strategies)) < len(config.strategies):
+        raise MedsegError("--strategies names one twice; each is done once from every start")
     for name in config.strategies:
         plan_of(_queried(config, name))  # refuses it before the work
     world.begin()
@@ -108,7 +110,12 @@ class World:
             raise MedsegError(f"the index has {said}; a simulation needs both: index with --split 0.7,0,0.3")
         kept = tuple(case for case in labelled if case.split in ("train", "test"))
         self.index, self.out, self.config = replace(index, cases=kept), out, config
-        self.units: list[Unit] = [(n, box) for n, ids in self.hidden.items() for box in boxes(ids.shape, config.region)]
+        self.units: list[Unit] = [
+            (name, box)
+            for name, ids in self.hidden.items()
+            for box in boxes(ids.shape, config.region)
+            if (ids[_part(box)] != UNSEEN).any()
+        ]
         if (most := config.initial + config.rounds * config.num) > len(self.units):
             said = f"{most} units are asked for and {len(self.units)} are there"
             raise MedsegError(f"{said}; take fewer by --initial, --num and --rounds, or a smaller --region")
@@ -177,19 +184,22 @@ class World:
             write_text(file, json.dumps(total.tolist()) + "\n")
         counts = np.array(json.loads(file.read_text(encoding="utf-8")))
         areas = [
-            sum((right - left) * (bottom - top) for _, (top, left, bottom, right) in some)
-            for some in (known, self.units)
+            sum(int((self.hidden[n][_part(box)] != UNSEEN).sum()) for n, box in some) for some in (known, self.units)
         ]
         return Point(areas[0] / areas[1], float(mean_iou(counts)))
 
     def _revealed(self, folder: Path, known: Sequence[Unit]) -> Index:
         """The index of what is labelled so far; the test part is not in it."""
         masks = {name: np.full_like(ids, UNSEEN) for name, ids in self.hidden.items()}
-        for name, (top, left, bottom, right) in known:
-            part = (slice(top, bottom), slice(left, right))
-            masks[name][part] = self.hidden[name][part]
+        for name, box in known:
+            masks[name][_part(box)] = self.hidden[name][_part(box)]
         index = replace(self.index, cases=tuple(case for case in self.index.cases if case.id in self.hidden))
         return relabelled(index, masks, folder)
+
+
+def _part(box: Box) -> tuple[slice, slice]:
+    top, left, bottom, right = box
+    return slice(top, bottom), slice(left, right)
 
 
 def compared(found: Mapping[str, Sequence[Sequence[Point]]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ The name of a measure or of a chooser alone is a strategy too.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from medseg_core.errors import MedsegError
 from medseg_sem_al.diversity import CHOOSERS, chooser_named
 from medseg_sem_al.settings import QueryConfig
-from medseg_sem_al.uncertainty import BOUNDARY, MEASURES, OF_ENSEMBLES, combined
+from medseg_sem_al.uncertainty import MEASURES, OF_ENSEMBLES, combined, measure_named
 
 DRAWN = ("random", "class-random", "clasp")
 BY_CLASS = 2 / 3  # of clasp's picks
@@ -78,14 +79,14 @@ def plan_of(config: QueryConfig) -> Plan:
         return Plan("", measures, choosers)
     if name in DRAWN:
         return Plan(name, {"entropy": 1.0}, {})
-    if name.removeprefix(BOUNDARY) in (*MEASURES, *OF_ENSEMBLES):
+    with suppress(MedsegError):
+        measure_named(name, ensemble=True)
         return Plan("", {name: 1.0}, {})
-    try:
+    with suppress(MedsegError):
         chooser_named(name)
-    except MedsegError:
-        known = ["combined", *DRAWN, *MEASURES, *OF_ENSEMBLES, *CHOOSERS]
-        raise MedsegError(f"there is no strategy {name!r}; there are {', '.join(known)}") from None
-    return Plan("", measures, {name: 1.0})
+        return Plan("", measures, {name: 1.0})
+    known = ["combined", *DRAWN, *MEASURES, *OF_ENSEMBLES, *CHOOSERS]
+    raise MedsegError(f"there is no strategy {name!r}; there are {', '.join(known)}")
 
 
 def weights(text: str, flag: str) -> dict[str, float]:
@@ -173,7 +174,8 @@ def clasp(units: Units, num: int, rng: np.random.Generator, *, progress: float) 
     by_class = round(BY_CLASS * num)
     turns = [of_class[n % len(of_class)] for n in range(by_class)] + [-1] * (num - by_class)
     free, picked = np.ones(len(units), bool), list[int]()
-    for k in turns:
+    for turn in turns:
+        k = turn if turn >= 0 and units.shares[free, turn].any() else -1  # unless nothing of that class is left
         score_N = units.scores["entropy"] if k < 0 else units.unsure[:, k]
         noisy_N = sharpness * np.log(np.maximum(score_N, 1e-12)) + rng.gumbel(size=len(units))
         picked.append(int(np.where(free, noisy_N, -np.inf).argmax()))

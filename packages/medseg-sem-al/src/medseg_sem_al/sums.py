@@ -16,20 +16,24 @@ def write_sums(folder: Path, files: Iterable[Path]) -> None:
     write_text(folder / SUMS, "".join(lines))
 
 
-def changed(folder: Path) -> list[Path]:
-    """Files that are there and hold something else than when the sums were written.
+def sums_of(folder: Path) -> dict[Path, str]:
+    """What is listed; {} without a list.
 
     Raises:
         MedsegError: a list that cannot be read.
     """
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-        pairs = [line.split("  ", 1) for line in lines]
-        return [folder / name for total, name in pairs if (folder / name).is_file() and _sum(folder / name) != total]
+        return {folder / name: total for total, name in (line.split("  ", 1) for line in lines)}
     except FileNotFoundError:
-        return []
+        return {}
     except (OSError, ValueError) as error:
         raise MedsegError(f"cannot read {folder / SUMS} ({error}); remove it if nothing there was edited") from None
+
+
+def changed(folder: Path) -> list[Path]:
+    """Files that are listed and hold something else than when the list was written."""
+    return [file for file, total in sums_of(folder).items() if file.is_file() and _sum(file) != total]
 
 
 def _sum(file: Path) -> str:

@@ -38,6 +38,7 @@ def rounds_of(told: Mapping[str, Any]) -> str:
     lines = aligned(columns) if told["rounds"] else ["no round is done yet"]
     if told["awaited"]:
         lines.append(f"awaited in {told['save to']}: {', '.join(told['awaited'])}")
+    lines += [f"refused: {name}: {why}" for name, why in told["refused"].items()]
     if told["ended"]:
         lines.append(f"ended: {told['ended']}")
     return "\n".join(lines)

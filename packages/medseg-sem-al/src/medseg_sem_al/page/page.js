@@ -7,7 +7,7 @@ const UNSEEN = 255, MOST_STEPS = 60;
 const layers = { image: $("image"), warm: $("warm"), mask: $("mask"), marks: $("marks") };
 let state = { pictures: [], classes: [] };
 let now = null; // { name, width, height, boxes, ids, base, undo, redo, edited }
-let tool = "brush", chosen = 0, corners = [], stroke = null, view = { x: 0, y: 0, zoom: 1 }, grabbed = null;
+let tool = "brush", chosen = 0, corners = [], stroke = null, view = { x: 0, y: 0, zoom: 1 }, grabbed = null, wanted = 0, drawn = "";
 
 async function ask(path, options = {}) {
   const answer = await fetch(path, { ...options, headers: { "X-Token": token, ...(options.headers || {}) } });
@@ -27,10 +27,9 @@ function say(text, bad = false) {
 
 async function refresh() {
   try {
-    const before = state.round;
     state = await (await ask("/api/state")).json();
-    if (before !== undefined && before !== state.round) say(`Round ${state.round} has begun.`);
-    drawList();
+    $("loop").textContent = state.ended || `Round ${state.round}`;
+    if (drawn !== JSON.stringify(state.pictures)) drawList();
     if (!$("classes").children.length) drawClasses();
     const there = state.pictures.some((picture) => now && picture.name === now.name);
     if ((!now || (!there && !now.edited)) && state.pictures.length) {
@@ -38,14 +37,16 @@ async function refresh() {
     }
     if (!state.pictures.length) $("where").textContent = state.ended || "nothing is asked for yet";
   } catch (error) {
-    say(`The loop does not answer (${error.message}); what is on this page is not lost while it stays open.`, true);
+    $("loop").textContent = `The loop does not answer (${error.message}); what is on this page is not lost while it stays open.`;
   }
 }
 
 function drawList() {
+  drawn = JSON.stringify(state.pictures);
   $("pictures").replaceChildren(...state.pictures.map((picture) => {
     const button = document.createElement("button");
-    button.textContent = picture.name;
+    button.textContent = picture.refused ? `${picture.name}: not taken, ${picture.refused}` : picture.name;
+    button.classList.toggle("refused", Boolean(picture.refused));
     button.dataset.name = picture.name;
     button.classList.toggle("on", Boolean(now) && now.name === picture.name);
     button.classList.toggle("done", picture.taken);
@@ -99,9 +100,18 @@ async function bitmap(path) {
 }
 
 async function show(name) {
-  const picture = state.pictures.find((one) => one.name === name), part = encodeURIComponent(name);
-  const [image, heat, mask] = await Promise.all([bitmap(`/api/image/${part}`), bitmap(`/api/heat/${part}`), ask(`/api/mask/${part}`)]);
-  const ids = new Uint8Array(await mask.arrayBuffer());
+  const turn = ++wanted, part = encodeURIComponent(name), before = now && now.undo.length;
+  let image, heat, mask, ids;
+  try {
+    [image, heat, mask] = await Promise.all([bitmap(`/api/image/${part}`), bitmap(`/api/heat/${part}`), ask(`/api/mask/${part}`)]);
+    ids = new Uint8Array(await mask.arrayBuffer());
+  } catch (error) {
+    return say(error.message, true);
+  }
+  if (turn !== wanted || stroke || (now && now.undo.length !== before)) return; // another was chosen, or this one painted on
+  const picture = state.pictures.find((one) => one.name === name), why = decodeURIComponent(mask.headers.get("X-Why"));
+  if (!picture) return;
+  grabbed = null;
   now = { name, width: image.width, height: image.height, boxes: picture.boxes, ids, base: mask.headers.get("X-Version"), undo: [], redo: [], edited: false };
   for (const canvas of Object.values(layers)) [canvas.width, canvas.height] = [now.width, now.height];
   layers.image.getContext("2d").drawImage(image, 0, 0);
@@ -112,7 +122,7 @@ async function show(name) {
   drawMarks();
   drawList();
   fit();
-  say("");
+  say(why ? `What was saved cannot be read, this is the proposal: ${why}` : "", Boolean(why));
   buttons();
 }
 
@@ -270,12 +280,12 @@ function zoom(factor, x, y) {
   look();
 }
 
-async function save(force = false) {
-  if (!now) return;
-  const saved = now, ids = now.ids.slice();
+async function save(saved = now, force = false) {
+  if (!saved) return;
+  const ids = saved.ids.slice();
   try {
-    const headers = { "X-Version": force ? "any" : now.base, "Content-Type": "application/octet-stream" };
-    const answer = await ask(`/api/mask/${encodeURIComponent(now.name)}`, { method: "POST", headers, body: ids });
+    const headers = { "X-Version": force ? "any" : saved.base, "Content-Type": "application/octet-stream" };
+    const answer = await ask(`/api/mask/${encodeURIComponent(saved.name)}`, { method: "POST", headers, body: ids });
     saved.base = answer.headers.get("X-Version");
     saved.edited = ids.some((id, at) => id !== saved.ids[at]);
     say(`${saved.name} is saved.`);
@@ -283,7 +293,7 @@ async function save(force = false) {
   } catch (error) {
     say(error.message, true);
     if (error.status !== 409) return;
-    for (const [text, action] of [["Load theirs", () => show(saved.name)], ["Save mine over it", () => save(true)]]) {
+    for (const [text, action] of [["Load theirs", () => show(saved.name)], ["Save mine over it", () => save(saved, true)]]) {
       const button = document.createElement("button");
       button.textContent = text;
       button.addEventListener("click", action);
