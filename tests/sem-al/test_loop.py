@@ -326,6 +326,22 @@ def test_a_mask_that_is_corrected_late_counts_from_the_next_training_on(made, qu
     assert (labels(watch)[name] == 2).all()
 
 
+def killed(run):
+    raise Killed
+
+
+def test_a_training_that_was_begun_with_other_labels_is_begun_anew(made, tmp_path, monkeypatch):
+    config = replace(CONFIG, epochs=1, epoch_windows=4, batch_size=4)
+    watch, (name, _) = begun(made, tmp_path, config)
+    answer(made, watch)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_history", killed)  # once it is trained
+        with pytest.raises(Killed):
+            once(made, watch, config)
+    write_picture(Picture(np.full((64, 64), 2, np.uint8)), watch / "round_01" / "labels" / f"{name}.png")
+    assert len(once(made, watch, config)["rounds"]) == 2
+
+
 def test_an_index_of_other_classes_is_refused(made, quick, tmp_path):
     watch, _ = begun(made, tmp_path)
     other = json.loads((made / "index.json").read_text())

@@ -48,6 +48,7 @@ from medseg_sem_al.sums import changed, write_sums
 from medseg_sem_al.train import train
 
 HISTORY, FINAL, SETTINGS, GUIDE = "history.json", "final_statistics.json", "loop.json", "ANNOTATING.md"
+LEARNT = "learnt.json"  # of what labels the round's run is
 
 log = logging.getLogger(__name__)
 
@@ -159,10 +160,10 @@ class Rounds:
     def index(self) -> Index:
         """The pictures with all labels so far."""
         there = tuple(case for case in self.given.cases if case.files["image"].is_file())
-        for case in self.given.cases:
-            if case not in there and case.id not in self.gone:
-                self.gone.add(case.id)
-                log.warning("%s was deleted; the loop goes on without it", case.files["image"])
+        gone = {case.id for case in self.given.cases} - {case.id for case in there} - self.gone
+        for name in sorted(gone):
+            log.warning("the picture of %s was deleted; the loop goes on without it", name)
+        self.gone |= gone
         files = {case.id: self.labels / f"{case.id}.png" for case in there}
         masks = {name: read_picture(file).pixels for name, file in files.items() if file.is_file()}
         return relabelled(replace(self.given, cases=there), masks, self.labels)
@@ -281,6 +282,11 @@ class Rounds:
         index.write(home / "index.json")
         before = home_of(self.watch, number - 1) / "best.safetensors" if number else self.init
         config, run = _part(self.config, SegConfig, patience=0), home / "run"
+        state = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(self.labels.glob("*.png")))).hexdigest()
+        if noted(home, LEARNT).get("labels") != state:  # what was begun before a mask was corrected is no use
+            for folder in (run, home / "pseudo"):
+                shutil.rmtree(folder, ignore_errors=True)
+            write_text(home / LEARNT, json.dumps({"labels": state}) + "\n")
         result = train(home / "index.json", run, config, start=Start(init=before), resume="last")
         if self.config.pseudo and result.reason != "stopped" and cases_of(index, 0)[0]:
             taught = _part(self.config, PseudoConfig, patience=0)
