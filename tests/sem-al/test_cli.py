@@ -44,3 +44,8 @@ def test_what_was_left_out_is_told_and_ends_with_1(tmp_path):
 def test_no_folder_is_one_line_and_2(tmp_path):
     done = run("index", tmp_path / "none", "--out", tmp_path / "index.json")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+
+
+def test_one_picture_at_a_time_is_a_preset():
+    told = CliRunner().invoke(app, ["loop", "--config", "one-image", "--print-config"])
+    assert {"num = 1", "rounds = 20", "epochs = 10", 'strategy = "entropy"'} <= set(told.stdout.splitlines())

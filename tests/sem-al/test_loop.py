@@ -94,10 +94,8 @@ def test_masks_become_labels_and_rounds_end(made, quick, tmp_path):
     assert [row["pictures"] for row in told["rounds"]] == [2, 4, 6]
     found = labels(tmp_path / "watch")
     assert len(found) == 7  # with that of the validation part
-    ids = {"0000ff": 0, "00ffff": 1, "ff7e7e": 2}
     for name, mask in found.items():
         rgb = truth_of(made, name).pixels
-        assert all(f"{r:02x}{g:02x}{b:02x}" in ids for r, g, b in rgb.reshape(-1, 3)[:5])
         assert np.array_equal(mask, np.where(rgb[..., 0] == 255, 2, np.where(rgb[..., 1] == 255, 1, 0)))
 
 
@@ -241,8 +239,8 @@ def test_a_folder_with_something_else_is_refused(made, tmp_path):
 def test_it_ends_where_rounds_bring_too_little(made, quick, tmp_path, scores, why):
     watch, _ = begun(made, tmp_path)
     for number, score in enumerate(scores):
-        write_text(watch / f"round_{number:02d}" / "score.json", json.dumps({"score": score}))
-        write_text(watch / f"round_{number:02d}" / "selection.json", json.dumps({"chosen": []}))
+        for name, content in (("score.json", {"score": score}), ("selection.json", {"chosen": []})):
+            write_text(watch / f"round_{number:02d}" / name, json.dumps(content))
     config = replace(CONFIG, min_improvement=0.01, patience=2, rounds=9)
     rounds = module.Rounds(module.read_index(made / "index.json"), watch, config, None)
     assert rounds._ends(len(scores)) == why
@@ -295,11 +293,6 @@ def test_the_command_says_where_it_stands(made, quick, tmp_path):
     assert f"round_01/labels: {', '.join(awaited)}" in told.stdout
 
 
-def test_one_picture_at_a_time_is_a_preset(tmp_path):
-    told = CliRunner().invoke(app, ["loop", "--config", "one-image", "--print-config"])
-    assert {"num = 1", "rounds = 20", "epochs = 10", 'strategy = "entropy"'} <= set(told.stdout.splitlines())
-
-
 @pytest.mark.parametrize("when", ["in training", "between two calls"])
 def test_a_mask_that_is_corrected_late_counts_from_the_next_training_on(made, quick, tmp_path, monkeypatch, when):
     watch, (name, _) = begun(made, tmp_path)
@@ -344,10 +337,9 @@ def test_a_training_that_was_begun_with_other_labels_is_begun_anew(made, tmp_pat
 
 def test_an_index_of_other_classes_is_refused(made, quick, tmp_path):
     watch, _ = begun(made, tmp_path)
-    other = json.loads((made / "index.json").read_text())
-    other["classes"] = dict(reversed(other["classes"].items()))
     home = shutil.copytree(made, tmp_path / "home")
-    about = json.loads((watch / "loop.json").read_text())
+    about, other = (json.loads(file.read_text()) for file in (watch / "loop.json", home / "index.json"))
+    other["classes"] = dict(reversed(other["classes"].items()))
     write_text(watch / "loop.json", json.dumps(about | {"index": str((home / "index.json").resolve())}))
     write_text(home / "index.json", json.dumps(other))
     with pytest.raises(MedsegError, match="was begun with the classes carbon #0000ff, SE #00ffff, AM #ff7e7e"):
