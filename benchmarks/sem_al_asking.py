@@ -1,0 +1,115 @@
+"""Which strategy saves labels: learning curves on the superalloy and the oxides, labels hidden and asked for.
+
+    python benchmarks/sem_al_asking.py --out asking                # hours of two cores; goes on where it was
+    python benchmarks/sem_al_asking.py --out asking --part ebc     # a part; two of them at once use two cores
+    python benchmarks/sem_al_asking.py --out small --small         # does it run at all?
+
+The protocol, fixed before the first run. Five draws; each tests a third of the specimens and hides the labels of the
+others. Parts of 128 x 128 pixels are asked for: 14 at random at the start, for all strategies of a draw alike, and 14
+in each of four rounds, which is about half of all labels. A round trains on from the network of the one before: two
+epochs of 128 windows (super, 128 x 128, batches of 8) or 64 (ebc at half its resolution, 256 x 256, batches of 2), with
+the other settings of `sem_al.py`. `all` learns from every label as long as all rounds together.
+
+Compared are `combined` with the defaults of `query`, `clasp` and `entropy`, with `class-random`, the baseline that must
+be beaten, and `random`. The measure of a strategy is the mean of its curve over the rounds, mean IoU of all tested
+pictures together, less that of class-random in the same draw; intervals over the five draws are Student's t. A strategy
+has reached `all` where the mean of its curves has.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sem_al import BUDGET, OXIDES, indexed
+
+from medseg_core.config import strict
+from medseg_core.io import write_text
+from medseg_sem_al.index import Index
+from medseg_sem_al.settings import SimulateConfig
+from medseg_sem_al.simulate import ALL, Point, compared, simulate, told
+
+PARTS = ("super", "ebc")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How much of it."""
+
+    parts: tuple[str, ...] = PARTS
+    strategies: tuple[str, ...] = ("combined", "clasp", "entropy", "class-random", "random")
+    draws: int = 5
+    units: int = 14  # at the start, and in each round
+    rounds: int = 4
+    width: int = 16
+    epochs: int = 2
+
+    def config(self, name: str, draw: int) -> SimulateConfig:
+        """Of a simulation."""
+        how: dict[str, Any] = {**BUDGET, **(OXIDES | {"epoch_windows": 64} if name == "ebc" else {})}
+        how |= {"epochs": self.epochs, "width": self.width, "seed": draw, "seeds": 1, "region": 128}
+        how |= {"initial": self.units, "num": self.units, "rounds": self.rounds, "strategies": self.strategies}
+        return SimulateConfig(**how)
+
+
+FULL = Protocol()
+SMALL = Protocol(
+    parts=("super",), strategies=("entropy", "class-random"), draws=2, units=4, rounds=1, width=4, epochs=1
+)
+
+
+def main() -> None:
+    """Runs the draws that are missing, and prints what each strategy is worth."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--part", choices=PARTS, nargs="+", default=PARTS)
+    parser.add_argument("--small", action="store_true")
+    options = parser.parse_args()
+    protocol = SMALL if options.small else FULL
+    found = {name: drawn(name, protocol, options.out) for name in options.part if name in protocol.parts}
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+    document = {"command": " ".join(sys.argv), "machine": machine, "protocol": asdict(protocol), **found}
+    write_text(options.out / "results.json", json.dumps(strict(document), indent=1) + "\n")
+    for name, row in found.items():
+        print(f"{name}: {told(row['compared'])}")
+
+
+def drawn(name: str, protocol: Protocol, out: Path) -> dict[str, Any]:
+    """All draws of a data set: the curves, and what they say together."""
+    index = indexed(name, out)
+    curves: dict[str, list[list[Point]]] = {strategy: [] for strategy in (*protocol.strategies, ALL)}
+    for draw in range(protocol.draws):
+        home = out / f"{name}_{draw}"
+        divided(index, draw).write(out / "indices" / f"asking_{name}_{draw}.json")
+        simulate(out / "indices" / f"asking_{name}_{draw}.json", home, protocol.config(name, draw))
+        for strategy, points in read_curves(home / "curves.csv").items():
+            curves[strategy].append(points)
+    rows = {strategy: [[asdict(point) for point in points] for points in runs] for strategy, runs in curves.items()}
+    return {"compared": compared(curves), "curves": rows}
+
+
+def divided(index: Index, draw: int) -> Index:
+    """A third of the specimens, drawn, is tested."""
+    names = sorted({case.unit for case in index.cases})
+    test = set(np.random.default_rng([11, draw, 0, 0]).permutation(names)[: max(1, len(names) // 3)].tolist())
+    cases = tuple(replace(case, split="test" if case.unit in test else "train") for case in index.cases)
+    return replace(index, cases=cases)
+
+
+def read_curves(file: Path) -> dict[str, list[Point]]:
+    """Of each strategy its points, in order."""
+    found: dict[str, list[Point]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines()[1:]:
+        strategy, _, _, share, miou = line.split(",")
+        found.setdefault(strategy, []).append(Point(float(share), float(miou)))
+    return found
+
+
+if __name__ == "__main__":
+    main()
