@@ -38,7 +38,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t
 from skimage.feature import multiscale_basic_features
 from sklearn.ensemble import RandomForestClassifier
 
@@ -53,6 +52,7 @@ from medseg_sem_al.predict import Predictor
 from medseg_sem_al.pretrain import pretrain
 from medseg_sem_al.pseudo import pseudo
 from medseg_sem_al.settings import IndexConfig, PretrainConfig, PseudoConfig, SegConfig
+from medseg_sem_al.simulate import spread
 from medseg_sem_al.start import Start
 from medseg_sem_al.train import train
 
@@ -110,18 +110,17 @@ def main() -> None:
             told[part] = one(protocol, options.out)
         elif part in protocol.datasets:
             told[part] = labels(part, protocol, options.out)
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
-    document = {
-        "command": " ".join(sys.argv),
-        "machine": machine,
-        "protocol": asdict(protocol),
-        "budget": BUDGET,
-        "budget of ebc": OXIDES,
-        **told,
-    }
-    write_text(options.out / "results.json", json.dumps(strict(document), indent=1) + "\n")
+    about = {"protocol": asdict(protocol), "budget": BUDGET, "budget of ebc": OXIDES}
+    keep(options.out, {**about, **told})
     for row in (row for rows in told.values() for row in rows):
         print(" ".join(f"{value:+.3f}" if isinstance(value, float) else str(value) for value in row.values()))
+
+
+def keep(out: Path, content: Mapping[str, Any]) -> None:
+    """OUT/results.json, with the command and the machine."""
+    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
+    document = {"command": " ".join(sys.argv), "machine": machine, **content}
+    write_text(out / "results.json", json.dumps(strict(document), indent=1) + "\n")
 
 
 def indexed(name: str, out: Path) -> Index:
@@ -314,9 +313,8 @@ def _methods(file: Path, index: Index, draw: int, protocol: Protocol, cell: Path
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, Any]:
     """Mean, and the ends of its 95 % interval by Student's t."""
-    mean, num = float(np.mean(values)), len(values)
-    half = float(t.ppf(0.975, num - 1) * np.std(values, ddof=1) / num**0.5) if num > 1 else float("nan")
-    return {"what": name, "miou": mean, "low": mean - half, "high": mean + half}
+    found = spread(np.array(values))
+    return {"what": name, "miou": found["mean"], "low": found["low"], "high": found["high"]}
 
 
 if __name__ == "__main__":

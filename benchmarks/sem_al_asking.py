@@ -17,20 +17,13 @@ has reached `all` where the mean of its curves has.
 """
 
 import argparse
-import json
-import os
-import platform
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from sem_al import BUDGET, OXIDES, indexed
+from sem_al import BUDGET, OXIDES, indexed, keep
 
-from medseg_core.config import strict
-from medseg_core.io import write_text
 from medseg_sem_al.index import Index
 from medseg_sem_al.settings import SimulateConfig
 from medseg_sem_al.simulate import ALL, Point, compared, simulate, told
@@ -73,9 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     protocol = SMALL if options.small else FULL
     found = {name: drawn(name, protocol, options.out) for name in options.part if name in protocol.parts}
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__}
-    document = {"command": " ".join(sys.argv), "machine": machine, "protocol": asdict(protocol), **found}
-    write_text(options.out / "results.json", json.dumps(strict(document), indent=1) + "\n")
+    keep(options.out, {"protocol": asdict(protocol), **found})
     for name, row in found.items():
         print(f"{name}: {told(row['compared'])}")
 

@@ -10,7 +10,7 @@ from roifile import ImagejRoi, roiread
 from scipy.ndimage import gaussian_filter
 
 from medseg_sem_al import proposals
-from medseg_sem_al.proposals import unlabelled, write_indexed, write_outlines
+from medseg_sem_al.proposals import write_indexed, write_outlines
 
 COLOURS = [(0, 0, 255), (0, 255, 255), (255, 126, 126)]
 
@@ -64,8 +64,3 @@ def test_the_smallest_outlines_are_left_out_and_counted(tmp_path, monkeypatch):
     ids[1, 1] = ids[5:8, 5:8] = 1
     assert write_outlines(ids, ["rest", "pore"], tmp_path / "a.zip") == 1
     assert [roi.name for roi in roiread(tmp_path / "a.zip")] == ["0001_rest", "0002_pore"]
-
-
-def test_beyond_its_part_a_proposal_has_no_label():
-    found = unlabelled(np.ones((4, 6), np.uint8), (1, 2, 3, 5))
-    assert np.argwhere(found != 255).tolist() == [[y, x] for y in (1, 2) for x in (2, 3, 4)]

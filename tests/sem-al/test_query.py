@@ -13,8 +13,9 @@ from medseg_core.io import read_picture, write_picture, write_text
 from medseg_core.volume import Picture
 from medseg_sem_al import pool
 from medseg_sem_al.cli import app
-from medseg_sem_al.committee import Committee, boxes
+from medseg_sem_al.committee import Committee
 from medseg_sem_al.index import build_index, read_index
+from medseg_sem_al.parts import boxes
 from medseg_sem_al.predict import Predictor
 from medseg_sem_al.query import query
 from medseg_sem_al.settings import IndexConfig, QueryConfig, SegConfig

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from medseg_core.checkpoint import digest
 from medseg_core.errors import MedsegError
 from medseg_sem_al.models.segmenter import padded
+from medseg_sem_al.parts import boxes, part_of
 from medseg_sem_al.predict import Predictor
 from medseg_sem_al.samples import standardised
 from medseg_sem_al.settings import QueryConfig
@@ -29,14 +29,10 @@ class Committee:
     """
 
     def __init__(self, runs: Sequence[Path], config: QueryConfig) -> None:
-        self.members, self.passes, self.seed = (
-            [Predictor(run, config) for run in runs],
-            config.dropout_passes,
-            config.seed,
-        )
+        self.members = [Predictor(run, config) for run in runs]
+        self.passes, self.seed, self.window = config.dropout_passes, config.seed, config.window
         first = self.members[0]
         self.card, self.names, self.colours, self.depth = first.card, first.names, first.colours, first.depth
-        self.window = config.window
         self.digests = [digest(run) for run in runs]
         for run, member in zip(runs, self.members, strict=True):
             if (member.names, member.depth) != (self.names, self.depth):
@@ -67,22 +63,12 @@ class Committee:
         """(F,) float32 of length 1: the mean of the encoder's deepest level over (D, H, W) values in [0, 1]."""
         net, total = self.members[0].net, 0.0
         device = next(net.parameters()).device
-        for top, left, bottom, right in boxes(image.shape[1:], self.window):
-            tile = standardised(image[:, top:bottom, left:right], dict(self.card.intensity))
+        for box in boxes(image.shape[1:], self.window):
+            tile = standardised(image[:, *part_of(box)], dict(self.card.intensity))
             x_NCHW, _ = padded(torch.from_numpy(tile)[None].to(device), net.encoder.multiple)
             deep_F = net.encoder(x_NCHW)[-1].float().mean((0, 2, 3)).cpu().numpy()
-            total = total + deep_F * ((bottom - top) * (right - left))
+            total = total + deep_F * tile[0].size
         return (total / max(float(np.linalg.norm(total)), 1e-12)).astype(np.float32)
-
-
-def boxes(size: Sequence[int], edge: int) -> list[tuple[int, int, int, int]]:
-    """(top, left, bottom, right) of parts of about this edge that cover a picture; of the whole for edge 0."""
-    ends = []
-    for length in size:
-        num = max(round(length / edge), 1) if edge else 1
-        ends.append(np.linspace(0, length, num + 1).round().astype(int).tolist())
-    rows, columns = (list(pairwise(some)) for some in ends)
-    return [(top, left, bottom, right) for top, bottom in rows for left, right in columns]
 
 
 def _dropouts(net: nn.Module) -> list[_DropoutNd]:

@@ -311,8 +311,6 @@ class Rounds:
             return ""
         if number > self.config.rounds:
             return f"all {self.config.rounds} rounds are done"
-        if not cases_of(self.index(), self.config.region)[0]:
-            return "everything is labelled"
         found = [row["score"] for row in scores(self.watch)]
         if None in found:
             return ""

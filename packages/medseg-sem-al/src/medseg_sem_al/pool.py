@@ -21,14 +21,14 @@ from medseg_core.cohort import answers, clear_journal, for_each
 from medseg_core.config import as_dict
 from medseg_core.errors import MedsegError
 from medseg_sem_al.colours import UNSEEN
-from medseg_sem_al.committee import Committee, boxes
+from medseg_sem_al.committee import Committee
 from medseg_sem_al.index import Index
+from medseg_sem_al.parts import Box, boxes, part_of
 from medseg_sem_al.settings import QueryConfig
-from medseg_sem_al.strategies import Plan, Units, needed_measures, needs_features
-from medseg_sem_al.uncertainty import BOUNDARY, boundary, measure_named
+from medseg_sem_al.strategies import Plan, Units
+from medseg_sem_al.uncertainty import BOUNDARY, MEASURES, boundary, measure_named
 
 FEATURES = "features.npy"
-Box = tuple[int, int, int, int]
 
 log = logging.getLogger(__name__)
 
@@ -72,17 +72,17 @@ def score_pool(index: Index, committee: Committee, plan: Plan, config: QueryConf
     """
     check_pool(index, committee, plan, config.region)
     pool, taught = cases_of(index, config.region)
-    looked = {case.id: case for case in [*pool, *(taught if needs_features(plan) else [])]}
+    looked = {case.id: case for case in [*pool, *(taught if plan.choosers else [])]}
     cases = [looked[name] for name in sorted(looked)]
     starts = np.cumsum([0, *(len(boxes(case.notes["size"], config.region)) for case in cases)])
     rows = {case.id: int(start) for case, start in zip(cases, starts[:-1], strict=True)}
-    features = _features_file(out, int(starts[-1]), committee) if needs_features(plan) else None
+    features = _features_file(out, int(starts[-1]), committee) if plan.choosers else None
     work = partial(_looked_at, index=index, committee=committee, plan=plan, region=config.region)
     settings = {**as_dict(config), "num": None, "seed": None, "weights": committee.digests, "pictures": len(cases)}
     outcome = for_each(
         cases, lambda case: work(case, features=features, row=rows[case.id]), out=out, config=settings, again=True
     )
-    return _gathered(out, rows, features, needed_measures(plan), outcome.failed)
+    return _gathered(out, rows, features, _measures_of(plan), outcome.failed)
 
 
 def check_pool(index: Index, committee: Committee, plan: Plan, region: int) -> None:
@@ -115,18 +115,17 @@ def _looked_at(
     image = index.stack(case)
     label = index.label(case) if "label" in case.files else np.full(image.shape[1:], UNSEEN, np.uint8)
     found = boxes(image.shape[1:], region)
-    is_known = [bool((label[top:bottom, left:right] != UNSEEN).any()) for top, left, bottom, right in found]
+    is_known = [bool((label[part_of(box)] != UNSEEN).any()) for box in found]
     if features is not None:
-        for number, (top, left, bottom, right) in enumerate(found):
-            features[row + number] = committee.features(image[:, top:bottom, left:right])
+        for number, box in enumerate(found):
+            features[row + number] = committee.features(image[:, *part_of(box)])
         features.flush()
     if all(is_known):
         return {"units": [{"box": box, "known": True} for box in found]}
-    maps, ids, border = maps_of(committee, image, needed_measures(plan))
+    maps, ids, border = maps_of(committee, image, _measures_of(plan))
     rows = []
     for box, known in zip(found, is_known, strict=True):
-        top, left, bottom, right = box
-        part = (slice(top, bottom), slice(left, right))
+        part = part_of(box)
         scores = {
             name: _mean(values[part], border[part] if name.startswith(BOUNDARY) else None)
             for name, values in maps.items()
@@ -151,6 +150,11 @@ def maps_of(
     is_ensemble = committee.is_ensemble
     maps = {name: measure_named(name, ensemble=is_ensemble)(probs_MNKHW)[0] for name in measures}
     return maps, ids, boundary(ids)
+
+
+def _measures_of(plan: Plan) -> list[str]:
+    """All that is computed: those that are cheap, and those that count."""
+    return list(dict.fromkeys([*MEASURES, *plan.measures]))
 
 
 def _mean(values: np.ndarray, where: np.ndarray | None) -> float:

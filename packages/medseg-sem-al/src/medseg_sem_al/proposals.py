@@ -14,7 +14,6 @@ from PIL import Image
 from roifile import ImagejRoi
 
 from medseg_core.io import replacing
-from medseg_sem_al.colours import UNSEEN
 
 BLANK = (255, 255, 255)  # what has no label
 MOST_OUTLINES = 2000  # the largest; ImageJ's list gets slow
@@ -32,7 +31,6 @@ def write_indexed(ids: np.ndarray, colours: Sequence[Sequence[int]], path: Path)
     palette[: len(colours)] = colours
     picture = Image.fromarray(ids, "P")
     picture.putpalette(palette.tobytes())
-
     with replacing(path) as beside:
         picture.save(beside)
 
@@ -67,11 +65,3 @@ def outlines(ids: np.ndarray, num_classes: int) -> Iterator[tuple[float, int, np
             area = 0.5 * float(x @ np.roll(y, -1) - y @ np.roll(x, -1))
             if area > 0:  # a hole runs the other way, and belongs to what lies in it
                 yield area, k, points_P2[:-1] - 0.5  # from the centre of the padding's corner pixel
-
-
-def unlabelled(ids: np.ndarray, box: Sequence[int]) -> np.ndarray:
-    """The ids within (top, left, bottom, right), and 255 elsewhere."""
-    top, left, bottom, right = box
-    outside = np.full_like(ids, UNSEEN)
-    outside[top:bottom, left:right] = ids[top:bottom, left:right]
-    return outside

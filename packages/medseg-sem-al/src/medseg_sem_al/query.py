@@ -29,11 +29,13 @@ from medseg_core.errors import MedsegError
 from medseg_core.io import write_picture, write_text
 from medseg_core.progress import track
 from medseg_core.volume import Picture
+from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.committee import Committee
 from medseg_sem_al.index import Index, read_index
 from medseg_sem_al.panels import overlaid
-from medseg_sem_al.pool import Box, Pool, check_pool, maps_of, score_pool
-from medseg_sem_al.proposals import unlabelled, write_indexed, write_outlines
+from medseg_sem_al.parts import Box, within
+from medseg_sem_al.pool import Pool, check_pool, maps_of, score_pool
+from medseg_sem_al.proposals import write_indexed, write_outlines
 from medseg_sem_al.settings import QueryConfig
 from medseg_sem_al.strategies import Plan, choose, plan_of
 from medseg_sem_al.sums import SUMS, changed, sums_of, write_sums
@@ -146,9 +148,7 @@ def _propose(
     stack = index.stack(case)
     maps, ids, _ = maps_of(committee, stack, list(plan.measures))
     heat = sum(weight * maps[name] for name, weight in plan.measures.items()) / sum(plan.measures.values())
-    mask = np.full_like(ids, 255)
-    for one in mine:
-        mask = np.minimum(mask, unlabelled(ids, one.box))
+    mask = np.where(within([one.box for one in mine], ids.shape), ids, np.uint8(UNSEEN))
     for suffix in (".png", ".tif"):
         write_indexed(mask, committee.colours, out / "proposals" / f"{case.id}{suffix}")
     if left_out := write_outlines(mask, committee.names, out / "proposals" / f"{case.id}.zip"):

@@ -16,6 +16,7 @@ from PIL import Image
 from medseg_core.errors import MedsegError
 from medseg_core.io import case_name, is_picture, read_picture, replacing
 from medseg_sem_al.colours import UNSEEN, Classes
+from medseg_sem_al.parts import within
 from medseg_sem_al.proposals import BLANK
 
 
@@ -125,7 +126,7 @@ def check(
     Raises:
         MedsegError: nothing is labelled, or nothing was changed.
     """
-    asked = _within(boxes, ids.shape)
+    asked = within(boxes, ids.shape)
     covered = float((ids[asked] != UNSEEN).mean())
     if covered == 0:
         raise MedsegError("it labels nothing of what was asked for; paint it, and save it again")
@@ -150,12 +151,4 @@ def back_up(file: Path, watch: Path) -> None:
 
 def merged(before: np.ndarray | None, ids: np.ndarray, boxes: Sequence[Sequence[int]]) -> np.ndarray:
     """The new mask where it was asked for, erased pixels too; elsewhere its labels over the old ones."""
-    return ids if before is None else np.where((ids == UNSEEN) & ~_within(boxes, ids.shape), before, ids)
-
-
-def _within(boxes: Sequence[Sequence[int]], shape: tuple[int, ...]) -> np.ndarray:
-    """(H, W) bool."""
-    inside = np.zeros(shape, bool)
-    for top, left, bottom, right in boxes:
-        inside[top:bottom, left:right] = True
-    return inside
+    return ids if before is None else np.where((ids == UNSEEN) & ~within(boxes, ids.shape), before, ids)

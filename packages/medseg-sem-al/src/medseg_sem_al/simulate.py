@@ -26,10 +26,11 @@ from medseg_core.io import write_text
 from medseg_core.progress import track
 from medseg_core.table import write_csv
 from medseg_sem_al.colours import UNSEEN
-from medseg_sem_al.committee import Committee, boxes
+from medseg_sem_al.committee import Committee
 from medseg_sem_al.confusion import confusion, mean_iou
 from medseg_sem_al.index import Index, read_index
-from medseg_sem_al.pool import Box, score_pool
+from medseg_sem_al.parts import Box, boxes, part_of
+from medseg_sem_al.pool import score_pool
 from medseg_sem_al.predict import Predictor
 from medseg_sem_al.query import ask
 from medseg_sem_al.relabel import relabelled
@@ -114,7 +115,7 @@ class World:
             (name, box)
             for name, ids in self.hidden.items()
             for box in boxes(ids.shape, config.region)
-            if (ids[_part(box)] != UNSEEN).any()
+            if (ids[part_of(box)] != UNSEEN).any()
         ]
         if (most := config.initial + config.rounds * config.num) > len(self.units):
             said = f"{most} units are asked for and {len(self.units)} are there"
@@ -184,7 +185,7 @@ class World:
             write_text(file, json.dumps(total.tolist()) + "\n")
         counts = np.array(json.loads(file.read_text(encoding="utf-8")))
         areas = [
-            sum(int((self.hidden[n][_part(box)] != UNSEEN).sum()) for n, box in some) for some in (known, self.units)
+            sum(int((self.hidden[n][part_of(box)] != UNSEEN).sum()) for n, box in some) for some in (known, self.units)
         ]
         return Point(areas[0] / areas[1], float(mean_iou(counts)))
 
@@ -192,14 +193,9 @@ class World:
         """The index of what is labelled so far; the test part is not in it."""
         masks = {name: np.full_like(ids, UNSEEN) for name, ids in self.hidden.items()}
         for name, box in known:
-            masks[name][_part(box)] = self.hidden[name][_part(box)]
+            masks[name][part_of(box)] = self.hidden[name][part_of(box)]
         index = replace(self.index, cases=tuple(case for case in self.index.cases if case.id in self.hidden))
         return relabelled(index, masks, folder)
-
-
-def _part(box: Box) -> tuple[slice, slice]:
-    top, left, bottom, right = box
-    return slice(top, bottom), slice(left, right)
 
 
 def compared(found: Mapping[str, Sequence[Sequence[Point]]]) -> dict[str, Any]:

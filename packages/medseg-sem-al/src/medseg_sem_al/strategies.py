@@ -10,7 +10,7 @@
 The name of a measure or of a chooser alone is a strategy too.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -181,13 +181,3 @@ def clasp(units: Units, num: int, rng: np.random.Generator, *, progress: float) 
         picked.append(int(np.where(free, noisy_N, -np.inf).argmax()))
         free[picked[-1]] = False
     return picked
-
-
-def needs_features(plan: Plan) -> bool:
-    """Whether units must be told apart by what the encoder makes of them."""
-    return any(plan.choosers.values())
-
-
-def needed_measures(plan: Plan, known: Sequence[str] = tuple(MEASURES)) -> list[str]:
-    """Names of all that is computed: those that are cheap, and those that count."""
-    return list(dict.fromkeys([*known, *plan.measures]))
