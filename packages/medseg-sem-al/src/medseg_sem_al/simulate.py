@@ -260,7 +260,7 @@ def _drawn(found: Mapping[str, Sequence[Sequence[Point]]]) -> Figure:
             continue
         shares = [100 * np.mean([points[n].share for points in runs]) for n in range(len(runs[0]))]
         axes.plot(shares, means, marker="o", ms=3, color=f"C{number}", label=name)
-        axes.fill_between(shares, lows, highs, color=f"C{number}", alpha=0.12, lw=0)
+        axes.fill_between(shares, np.clip(lows, 0, 1), np.clip(highs, 0, 1), color=f"C{number}", alpha=0.12, lw=0)
     axes.set_xlabel("labelled pixels, %")
     axes.set_ylabel("mean IoU on the test part")
     axes.legend(fontsize=8, frameon=False)
