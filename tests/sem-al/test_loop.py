@@ -49,7 +49,7 @@ def quick(run, monkeypatch):
     monkeypatch.setattr(module, "train", train)
     for name in ("_sheet", "_histogram"):
         monkeypatch.setattr(asking, name, lambda *_: None)
-    monkeypatch.setattr(asking.figures, "save", lambda _, path: write_text(path, ""))
+    monkeypatch.setattr(asking.figures, "save", lambda _, path, **__: write_text(path, ""))
     return told
 
 
@@ -118,7 +118,7 @@ def test_a_round_has_all_that_a_person_needs(made, quick, tmp_path):
         ):
             assert (home / file).is_file()
     assert {"selection.json", "selection.png", "scores.png", "SHA256SUMS"} <= {file.name for file in home.iterdir()}
-    assert "labels/X.png" in (watch / "ANNOTATING.md").read_text()
+    assert {"ANNOTATING.md", "annotate.ijm", "palette.png"} <= {file.name for file in watch.iterdir()}
 
 
 def test_where_nothing_is_labelled_it_begins_with_pictures_at_random(made, quick, tmp_path):
@@ -139,10 +139,11 @@ def test_an_index_without_classes_is_refused(made, tmp_path):
         loop(tmp_path / "index.json", tmp_path / "watch", CONFIG, wait=False)
 
 
-def test_a_proposal_that_comes_back_unedited_is_not_taken(made, quick, tmp_path, caplog):
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".zip"])
+def test_a_proposal_that_comes_back_unedited_is_not_taken(made, quick, tmp_path, caplog, suffix):
     watch, awaited = begun(made, tmp_path)
     home = watch / "round_01"
-    shutil.copy(home / "proposals" / f"{awaited[0]}.png", home / "labels")
+    shutil.copy(home / "proposals" / f"{awaited[0]}{suffix}", home / "labels")
     assert once(made, watch)["awaited"] == awaited
     assert f"{awaited[0]}: it is the proposal, unchanged" in caplog.text
     accepting = replace(CONFIG, accept_unedited=True)

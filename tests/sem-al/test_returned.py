@@ -6,6 +6,7 @@ from PIL import Image
 
 from medseg_core.errors import MedsegError
 from medseg_sem_al.colours import Classes
+from medseg_sem_al.outlines import write_outlines
 from medseg_sem_al.proposals import write_indexed
 from medseg_sem_al.returned import Inbox, back_up, check, merged, read_back
 
@@ -23,6 +24,11 @@ def back(file):
 def test_a_proposal_comes_back_as_it_was(tmp_path, suffix):
     write_indexed(IDS, COLOURS, tmp_path / f"a{suffix}")
     assert np.array_equal(back(tmp_path / f"a{suffix}"), IDS)
+
+
+def test_outlines_come_back_as_ids(tmp_path):
+    write_outlines(IDS, CLASSES.names, tmp_path / "a.zip")
+    assert np.array_equal(back(tmp_path / "a.zip"), IDS)
 
 
 def test_a_palette_that_a_program_sorted_anew_says_the_same(tmp_path):
@@ -128,8 +134,9 @@ def test_new_labels_lie_over_old_ones_and_take_none_away():
     assert merged(None, IDS, []) is IDS
 
 
-def test_a_file_counts_once_it_stopped_growing(tmp_path):
-    inbox, file = Inbox(tmp_path), tmp_path / "a.png"
+@pytest.mark.parametrize("suffix", [".png", ".zip"])
+def test_a_file_counts_once_it_stopped_growing(tmp_path, suffix):
+    inbox, file = Inbox(tmp_path), tmp_path / f"a{suffix}"
     assert inbox.settled() == {}
     for part in (b"1", b"12"):
         file.write_bytes(part)

@@ -7,7 +7,7 @@ WATCH/round_NN/taken.json    of each mask that was taken its SHA-256, and what w
                              others were not
 WATCH/round_NN/run/, best.safetensors, score.json    what was learnt of all labels up to there
 WATCH/labels/X.png       ids of all labels so far, 255 where there are none; backups/ keeps what was replaced
-WATCH/history.json, final_statistics.json, ANNOTATING.md
+WATCH/history.json, final_statistics.json, and what `guide` writes
 """
 
 import hashlib
@@ -30,6 +30,7 @@ from medseg_core.io import read_picture, replacing, write_text
 from medseg_core.run import RunFolder, read_history, read_json
 from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.committee import Committee
+from medseg_sem_al.guide import write_guide
 from medseg_sem_al.index import Index, read_index
 from medseg_sem_al.panels import colours_of
 from medseg_sem_al.pool import EmptyPoolError, cases_of, score_pool
@@ -47,7 +48,7 @@ from medseg_sem_al.strategies import plan_of
 from medseg_sem_al.sums import changed, write_sums
 from medseg_sem_al.train import train
 
-HISTORY, FINAL, SETTINGS, GUIDE = "history.json", "final_statistics.json", "loop.json", "ANNOTATING.md"
+HISTORY, FINAL, SETTINGS = "history.json", "final_statistics.json", "loop.json"
 LEARNT = "learnt.json"  # of what labels the round's run is
 
 log = logging.getLogger(__name__)
@@ -84,8 +85,7 @@ def loop(
         raise MedsegError(f"{index_file} knows no two classes; index with --colors FILE, which names them")
     if watch.is_dir() and any(watch.iterdir()) and not (watch / SETTINGS).is_file():
         raise MedsegError(f"{watch} is not empty and holds no loop; choose another --watch")
-    with replacing(watch / GUIDE) as beside:
-        shutil.copyfile(Path(__file__).parent / GUIDE, beside)
+    write_guide(watch, index.classes)
     with RunFolder(watch).held(), served(index, watch, port=port) if page else nullcontext() as address:
         _begin(watch, index_file, index, config)
         if address:
@@ -264,9 +264,12 @@ class Rounds:
             raise MedsegError(f"it was not asked for in this round; asked are {_some(list(wanted))}")
         if len(files) > 1:
             raise MedsegError(f"{' and '.join(file.name for file in files)} claim one picture; keep one of them")
-        file, classes, notes = home / "proposals" / f"{name}.png", self.given.classes, cases[name].notes
+        classes, notes = self.given.classes, cases[name].notes
         ids = read_back(files[0], notes["size"], self.colours, classes, banner=notes["banner"])
-        proposal = read_picture(file).pixels if file.is_file() and file not in changed(home) else None
+        suffix = ".zip" if files[0].suffix.lower() == ".zip" else ".png"  # an outline less for each tiny part
+        file, proposal = home / "proposals" / f"{name}{suffix}", None
+        if file.is_file() and file not in changed(home):
+            proposal = read_back(file, notes["size"], self.colours, classes)
         return ids, check(ids, proposal, wanted[name], classes.names, unedited=self.config.accept_unedited)
 
     def _keep(self, name: str, ids: np.ndarray, boxes: Sequence[Sequence[int]]) -> None:

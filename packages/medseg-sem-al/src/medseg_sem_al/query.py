@@ -32,10 +32,11 @@ from medseg_core.volume import Picture
 from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.committee import Committee
 from medseg_sem_al.index import Index, read_index
+from medseg_sem_al.outlines import write_outlines
 from medseg_sem_al.panels import overlaid
 from medseg_sem_al.parts import Box, within
 from medseg_sem_al.pool import Pool, check_pool, maps_of, score_pool
-from medseg_sem_al.proposals import write_indexed, write_outlines
+from medseg_sem_al.proposals import write_indexed
 from medseg_sem_al.settings import QueryConfig
 from medseg_sem_al.strategies import Plan, choose, plan_of
 from medseg_sem_al.sums import SUMS, changed, sums_of, write_sums

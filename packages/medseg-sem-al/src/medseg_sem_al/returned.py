@@ -16,6 +16,7 @@ from PIL import Image
 from medseg_core.errors import MedsegError
 from medseg_core.io import case_name, is_picture, read_picture, replacing
 from medseg_sem_al.colours import UNSEEN, Classes
+from medseg_sem_al.outlines import read_outlines
 from medseg_sem_al.parts import within
 from medseg_sem_al.proposals import BLANK
 
@@ -37,25 +38,40 @@ class Inbox:
         before, self.seen = self.seen, dict(self._looked())
         found: dict[str, list[tuple[Path, tuple[int, int]]]] = {}
         for file, about in self.seen.items():
-            found.setdefault(case_name(file), []).append((file, about))
+            found.setdefault(name_of(file), []).append((file, about))
         whole = {name: files for name, files in found.items() if all(before.get(f) == about for f, about in files)}
         new = {name: files for name, files in whole.items() if self.told.get(name) != files}
         self.told |= new
         return {name: [file for file, _ in files] for name, files in new.items()}
 
     def _looked(self) -> Iterator[tuple[Path, tuple[int, int]]]:
-        for file in sorted(self.folder.glob("*")) if self.folder.is_dir() else ():
-            if is_picture(file) and not file.name.startswith((".", "~")):
-                with suppress(OSError):  # gone since it was listed
-                    about = file.stat()
-                    if about.st_size:
-                        yield file, (about.st_size, about.st_mtime_ns)
+        for file in saved(self.folder):
+            with suppress(OSError):  # gone since it was listed
+                about = file.stat()
+                if about.st_size:
+                    yield file, (about.st_size, about.st_mtime_ns)
+
+
+def saved(folder: Path) -> list[Path]:
+    """Pictures and zips of outlines in a folder, if it is there; what programs hide is none."""
+    found = sorted(folder.glob("*")) if folder.is_dir() else []
+    return [f for f in found if (is_picture(f) or _is_zip(f)) and not f.name.startswith((".", "~"))]
+
+
+def name_of(file: Path) -> str:
+    """Of the picture that a saved mask is of."""
+    return file.stem if _is_zip(file) else case_name(file)
+
+
+def _is_zip(file: Path) -> bool:
+    return file.suffix.lower() == ".zip"
 
 
 def read_back(
     file: Path, size: Sequence[int], colours: Sequence[Sequence[int]], classes: Classes, *, banner: int = 0
 ) -> np.ndarray:
-    """(H, W) uint8 ids, 255 where nobody labelled: of a palette or of colours by the colours, of greys by their values.
+    """(H, W) uint8 ids, 255 where nobody labelled: of a palette or of colours by the colours, of greys by their values,
+    of outlines by their names.
 
     The values of a palette do not count, as programs sort palettes anew. What is transparent has no label.
 
@@ -65,6 +81,8 @@ def read_back(
     Raises:
         MedsegError: unreadable, of another size, or with what is no class.
     """
+    if _is_zip(file):
+        return read_outlines(file, classes.names, size)
     pixels = read_picture(file).pixels
     with Image.open(file) as picture:
         if picture.mode not in ("L", "P", "RGB", "RGBA"):

@@ -26,12 +26,12 @@ import numpy as np
 from PIL import Image
 
 from medseg_core.errors import MedsegError
-from medseg_core.io import case_name, is_picture, read_picture
+from medseg_core.io import read_picture
 from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.index import Index
 from medseg_sem_al.panels import colours_of
 from medseg_sem_al.proposals import write_indexed
-from medseg_sem_al.returned import back_up, read_back
+from medseg_sem_al.returned import back_up, name_of, read_back, saved
 from medseg_sem_al.rounds import REFUSED, SCORE, TAKEN, asked, homes, noted
 
 PAGE = Path(__file__).parent / "page"
@@ -115,8 +115,8 @@ class Desk:
 
     def _saved(self, name: str) -> list[Path]:
         """Files that somebody saved of a picture, the newest last."""
-        files = [f for f in (self.home() / "labels").glob("*") if is_picture(f) and case_name(f) == name]
-        return sorted((f for f in files if not f.name.startswith((".", "~"))), key=lambda file: file.stat().st_mtime_ns)
+        files = [file for file in saved(self.home() / "labels") if name_of(file) == name]
+        return sorted(files, key=lambda file: file.stat().st_mtime_ns)
 
     def _version(self, files: Sequence[Path]) -> str:
         parts = b"".join(bytes(str(file), "utf-8") + file.read_bytes() for file in sorted(files))
