@@ -15,21 +15,14 @@ from medseg_sem_al.index import build_index
 from medseg_sem_al.phantom import phantom
 from medseg_sem_al.settings import IndexConfig
 
-OPTIONS = "--width 2 --size 32 --num 2 --rounds 2 --epochs 3 --min-improvement 0 --poll 0.1 --device cpu --pseudo"
+OPTIONS = "--width 2 --size 32 --num 2 --rounds 1 --epochs 2 --min-improvement 0 --poll 0.1 --device cpu --pseudo"
 COMMAND = [sys.executable, "-c", "from medseg_sem_al.cli import app; app()", "loop"]
 STAGES = (
-    "round_00/run/run.json",
     "round_00/run/last/*",
-    "round_00/best.safetensors",
-    "round_01/pool/*",
-    "round_01/proposals/*",
     "round_01/selection.json",
-    "labels/s02*",
     "round_01/taken.json",
-    "round_01/run/last/*",
     "round_01/pseudo/last/*",
     "round_01/score.json",
-    "round_02/selection.json",
 )
 
 

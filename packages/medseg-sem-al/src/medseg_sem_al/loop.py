@@ -132,7 +132,10 @@ class Rounds:
 
     def step(self, *, wait: bool) -> bool:
         """Does what comes next; False where that is nothing, for good or until somebody saves a mask."""
-        number = len(scores(self.watch))
+        done = scores(self.watch)
+        if done:
+            write_text(self.watch / HISTORY, json.dumps(done, indent=1) + "\n")
+        number = len(done)
         home = home_of(self.watch, number)
         if any((one / "labels").is_dir() and any((one / "labels").iterdir()) for one in homes(self.watch)):
             self._take_all()
@@ -306,7 +309,6 @@ class Rounds:
         told = {"round": number, "score": max(found, default=None), "pictures": len(labelled), "pixels": int(pixels)}
         told |= {"asked": [row["case"] for row in rows], "uncertainty": _range(rows)}
         write_text(home / SCORE, json.dumps(strict(told), indent=1) + "\n")
-        write_text(self.watch / HISTORY, json.dumps(scores(self.watch), indent=1) + "\n")
 
     def _ends(self, number: int) -> str:
         """Why no more is asked; "" where more is."""
