@@ -183,7 +183,7 @@ def test_a_second_process_is_refused_with_the_number_of_the_first_and_changes_no
     first = holder()
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     for more in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises(MedsegError, match=f"process {first.pid} on .* trains here"):
+        with pytest.raises(MedsegError, match=f"process {first.pid} on .* is at work here"):
             RunFolder.open(tmp_path / "run", CONFIG, **more)
     with pytest.raises(MedsegError, match=f"process {first.pid}"), RunFolder(tmp_path / "run").held():
         pass

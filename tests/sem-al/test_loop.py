@@ -212,7 +212,7 @@ def test_a_disk_that_is_full_loses_no_label(made, quick, tmp_path, monkeypatch):
 
 def test_a_second_loop_in_the_same_folder_is_refused(made, quick, tmp_path):
     watch, _ = begun(made, tmp_path)
-    with RunFolder(watch).held(), pytest.raises(MedsegError, match="trains here; wait for its end"):
+    with RunFolder(watch).held(), pytest.raises(MedsegError, match="is at work here; wait for its end"):
         once(made, watch)
 
 

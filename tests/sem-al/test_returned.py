@@ -16,8 +16,8 @@ IDS = np.array([[0, 1, 2], [255, 1, 0]], np.uint8)
 RGB = np.array([*COLOURS, *[(255, 255, 255)] * 253], np.uint8)[IDS]
 
 
-def back(file):
-    return read_back(file, (2, 3), COLOURS, CLASSES)
+def back(file, banner=0):
+    return read_back(file, (2, 3), COLOURS, CLASSES, [(0, 0, 2, 3)], banner=banner)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -29,6 +29,13 @@ def test_a_proposal_comes_back_as_it_was(tmp_path, suffix):
 def test_outlines_come_back_as_ids(tmp_path):
     write_outlines(IDS, CLASSES.names, tmp_path / "a.zip")
     assert np.array_equal(back(tmp_path / "a.zip"), IDS)
+
+
+def test_an_outline_says_nothing_about_what_was_not_asked_for(tmp_path):
+    write_outlines(np.ones((3, 3), np.uint8), CLASSES.names, tmp_path / "a.zip")
+    ring = [(0, 0, 1, 3), (1, 0, 3, 1), (1, 2, 3, 3), (2, 1, 3, 2)]
+    ids = read_back(tmp_path / "a.zip", (3, 3), COLOURS, CLASSES, ring)
+    assert ids.tolist() == [[1, 1, 1], [1, 255, 1], [1, 1, 1]]
 
 
 def test_a_palette_that_a_program_sorted_anew_says_the_same(tmp_path):
@@ -83,7 +90,7 @@ def test_what_is_transparent_has_no_label(tmp_path):
 
 def test_a_mask_may_be_drawn_with_the_banner(tmp_path):
     Image.fromarray(np.vstack([IDS, IDS[:1]])).save(tmp_path / "a.png")
-    assert np.array_equal(read_back(tmp_path / "a.png", (2, 3), COLOURS, CLASSES, banner=1), IDS)
+    assert np.array_equal(back(tmp_path / "a.png", banner=1), IDS)
 
 
 def test_backups_never_write_over_each_other(tmp_path):

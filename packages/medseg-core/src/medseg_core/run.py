@@ -224,7 +224,7 @@ def _lock(descriptor: int, kind: int) -> bool:
 def _held_by(path: Path) -> str:
     ours = path.resolve() in _held
     who = _myself() if ours else (path / LOCK).read_text(encoding="utf-8", errors="replace")
-    return f"{path}: {who or 'another process'} trains here; wait for its end, or choose another --out"
+    return f"{path}: {who or 'another process'} is at work here; wait for its end, or choose another folder"
 
 
 def _myself() -> str:

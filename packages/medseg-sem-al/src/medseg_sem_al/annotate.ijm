@@ -20,11 +20,10 @@ names = getFileList(home + "images");
 saved = 0;
 for (i = 0; i < names.length; i++) {
     name = substring(names[i], 0, lastIndexOf(names[i], "."));
-    place = home + "labels" + sep + name + ".tif";
-    other = home + "labels" + sep + name;
-    missing = (!File.exists(place) && !File.exists(other + ".png") && !File.exists(other + ".zip"));
+    base = home + "labels" + sep + name;
+    missing = (!File.exists(base + ".tif") && !File.exists(base + ".png") && !File.exists(base + ".zip"));
     if (missing || indexOf(refused, "\"" + name + "\":") >= 0) {
-        correct(names[i], name, place);
+        correct(names[i], name, base + ".tif");
         saved++;
     }
 }

@@ -39,7 +39,7 @@ from medseg_sem_al.pseudo import pseudo
 from medseg_sem_al.query import POOL, SELECTION, lay_out, written
 from medseg_sem_al.query import ask as choose_of
 from medseg_sem_al.relabel import relabelled
-from medseg_sem_al.returned import Inbox, back_up, check, merged, read_back
+from medseg_sem_al.returned import Inbox, back_up, check, is_outlines, merged, read_back
 from medseg_sem_al.rounds import REFUSED, SCORE, TAKEN, asked, home_of, homes, noted, scores
 from medseg_sem_al.serve import served
 from medseg_sem_al.settings import LoopConfig, PseudoConfig, QueryConfig, SegConfig
@@ -267,13 +267,12 @@ class Rounds:
             raise MedsegError(f"it was not asked for in this round; asked are {_some(list(wanted))}")
         if len(files) > 1:
             raise MedsegError(f"{' and '.join(file.name for file in files)} claim one picture; keep one of them")
-        classes, notes = self.given.classes, cases[name].notes
-        ids = read_back(files[0], notes["size"], self.colours, classes, banner=notes["banner"])
-        suffix = ".zip" if files[0].suffix.lower() == ".zip" else ".png"  # an outline less for each tiny part
-        file, proposal = home / "proposals" / f"{name}{suffix}", None
+        classes, notes, boxes = self.given.classes, cases[name].notes, wanted[name]
+        ids = read_back(files[0], notes["size"], self.colours, classes, boxes, banner=notes["banner"])
+        file, proposal = home / "proposals" / f"{name}{'.zip' if is_outlines(files[0]) else '.png'}", None
         if file.is_file() and file not in changed(home):
-            proposal = read_back(file, notes["size"], self.colours, classes)
-        return ids, check(ids, proposal, wanted[name], classes.names, unedited=self.config.accept_unedited)
+            proposal = read_back(file, notes["size"], self.colours, classes, boxes)
+        return ids, check(ids, proposal, boxes, classes.names, unedited=self.config.accept_unedited)
 
     def _keep(self, name: str, ids: np.ndarray, boxes: Sequence[Sequence[int]]) -> None:
         """Puts a mask among the labels, and the one before it among the backups."""

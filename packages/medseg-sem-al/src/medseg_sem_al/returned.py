@@ -55,20 +55,27 @@ class Inbox:
 def saved(folder: Path) -> list[Path]:
     """Pictures and zips of outlines in a folder, if it is there; what programs hide is none."""
     found = sorted(folder.glob("*")) if folder.is_dir() else []
-    return [f for f in found if (is_picture(f) or _is_zip(f)) and not f.name.startswith((".", "~"))]
+    return [f for f in found if (is_picture(f) or is_outlines(f)) and not f.name.startswith((".", "~"))]
 
 
 def name_of(file: Path) -> str:
     """Of the picture that a saved mask is of."""
-    return file.stem if _is_zip(file) else case_name(file)
+    return file.stem if is_outlines(file) else case_name(file)
 
 
-def _is_zip(file: Path) -> bool:
+def is_outlines(file: Path) -> bool:
+    """Whether a mask is a zip of ImageJ's."""
     return file.suffix.lower() == ".zip"
 
 
 def read_back(
-    file: Path, size: Sequence[int], colours: Sequence[Sequence[int]], classes: Classes, *, banner: int = 0
+    file: Path,
+    size: Sequence[int],
+    colours: Sequence[Sequence[int]],
+    classes: Classes,
+    boxes: Sequence[Sequence[int]],
+    *,
+    banner: int = 0,
 ) -> np.ndarray:
     """(H, W) uint8 ids, 255 where nobody labelled: of a palette or of colours by the colours, of greys by their values,
     of outlines by their names.
@@ -77,12 +84,14 @@ def read_back(
 
     Args:
         size: of the picture without its banner; the mask may have been drawn with it.
+        boxes: (top, left, bottom, right) of what was asked for. Outlines say nothing about the rest, as one around it
+            covers it too.
 
     Raises:
         MedsegError: unreadable, of another size, or with what is no class.
     """
-    if _is_zip(file):
-        return read_outlines(file, classes.names, size)
+    if is_outlines(file):
+        return np.where(within(boxes, size), read_outlines(file, classes.names, size), np.uint8(UNSEEN))
     pixels = read_picture(file).pixels
     with Image.open(file) as picture:
         if picture.mode not in ("L", "P", "RGB", "RGBA"):

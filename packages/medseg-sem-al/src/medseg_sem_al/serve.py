@@ -103,9 +103,10 @@ class Desk:
     def mask(self, name: str) -> tuple[np.ndarray, str, str]:
         """(H, W) ids to go on from, their version, and why a mask that was saved is not what they are."""
         notes, files, why = self.cases[self._known(name)].notes, self._saved(name), ""
+        boxes = self._asked()[name]
         for file in reversed(files):
             try:
-                ids = read_back(file, notes["size"], self.colours, self.index.classes, banner=notes["banner"])
+                ids = read_back(file, notes["size"], self.colours, self.index.classes, boxes, banner=notes["banner"])
                 return ids, self._version(files), why
             except MedsegError as error:
                 why = str(error)
