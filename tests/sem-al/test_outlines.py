@@ -91,10 +91,10 @@ def test_any_line_is_filled_as_rays_tell(tmp_path):
     assert np.array_equal(read_outlines(file, ["SE"], (30, 30)) == 0, (turns % 2 == 1).reshape(30, 30))
 
 
-@pytest.mark.parametrize("name", ["SE", "0012_SE", "SE-1"])
-def test_an_outline_is_of_the_class_that_it_names(tmp_path, name):
+@pytest.mark.parametrize(("name", "k"), [("SE", 1), ("0012_SE", 1), ("SE-1", 2), ("SE-2", 1), ("AM-1", 0)])
+def test_an_outline_is_of_the_class_that_it_names(tmp_path, name, k):
     file = drawn(tmp_path / "a.zip", polygon(name, (0, 0), (1, 0), (1, 1), (0, 1)))
-    assert read_outlines(file, ["AM", "SE"], (1, 1)).tolist() == [[1]]
+    assert read_outlines(file, ["AM", "SE", "SE-1"], (1, 1)).tolist() == [[k]]
 
 
 def test_an_outline_of_no_class_is_refused(tmp_path):
