@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 from sem_al import BUDGET, OXIDES, indexed, keep
 
+from medseg_core import figures
 from medseg_sem_al.index import Index
 from medseg_sem_al.settings import SimulateConfig
-from medseg_sem_al.simulate import ALL, Point, compared, simulate, told
+from medseg_sem_al.simulate import ALL, Point, compared, plotted, simulate, told
 
 PARTS = ("super", "ebc")
 
@@ -67,6 +68,11 @@ def main() -> None:
     keep(options.out, {"protocol": asdict(protocol), **found})
     for name, row in found.items():
         print(f"{name}: {told(row['compared'])}")
+        for strategy, runs in row["curves"].items():
+            shares, scores = (
+                np.mean([[point[word] for point in run] for run in runs], 0) for word in ("share", "miou")
+            )
+            print(f"{strategy:14}", *(f"{share:4.0%} {score:.3f}" for share, score in zip(shares, scores, strict=True)))
 
 
 def drawn(name: str, protocol: Protocol, out: Path) -> dict[str, Any]:
@@ -79,6 +85,7 @@ def drawn(name: str, protocol: Protocol, out: Path) -> dict[str, Any]:
         simulate(out / "indices" / f"asking_{name}_{draw}.json", home, protocol.config(name, draw))
         for strategy, points in read_curves(home / "curves.csv").items():
             curves[strategy].append(points)
+    figures.save(plotted(curves), out / f"{name}.png")
     rows = {strategy: [[asdict(point) for point in points] for points in runs] for strategy, runs in curves.items()}
     return {"compared": compared(curves), "curves": rows}
 

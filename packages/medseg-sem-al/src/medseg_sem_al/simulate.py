@@ -90,7 +90,7 @@ def simulate(index_file: Path, out: Path, config: SimulateConfig) -> dict[str, A
         for number, point in enumerate(points)
     ]
     write_csv(out / "curves.csv", rows, list(rows[0]))
-    figures.save(_drawn(found), out / "curves.png")
+    figures.save(plotted(found), out / "curves.png")
     return told
 
 
@@ -232,23 +232,7 @@ def told(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _interval(row: Mapping[str, float], sign: str = "") -> str:
-    return f"{row['mean']:{sign}.3f} [{row['low']:{sign}.3f}, {row['high']:{sign}.3f}]"
-
-
-def spread(values: np.ndarray) -> dict[str, float]:
-    """Mean, and the ends of its 95 % interval by Student's t; nan for a single value."""
-    mean, num = float(np.mean(values)), len(values)
-    half = float(t.ppf(0.975, num - 1) * np.std(values, ddof=1) / num**0.5) if num > 1 else float("nan")
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
-def _queried(config: SimulateConfig, strategy: str) -> QueryConfig:
-    names = {field: getattr(config, field) for field in AskConfig.__dataclass_fields__}
-    return QueryConfig(**names, num=config.num, strategy=strategy)
-
-
-def _drawn(found: Mapping[str, Sequence[Sequence[Point]]]) -> Figure:
+def plotted(found: Mapping[str, Sequence[Sequence[Point]]]) -> Figure:
     """A line for each strategy through its mean, its interval behind it; dashed what all labels reach."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -266,3 +250,19 @@ def _drawn(found: Mapping[str, Sequence[Sequence[Point]]]) -> Figure:
     axes.legend(fontsize=8, frameon=False)
     figures.plain(axes)
     return figure
+
+
+def _interval(row: Mapping[str, float], sign: str = "") -> str:
+    return f"{row['mean']:{sign}.3f} [{row['low']:{sign}.3f}, {row['high']:{sign}.3f}]"
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Mean, and the ends of its 95 % interval by Student's t; nan for a single value."""
+    mean, num = float(np.mean(values)), len(values)
+    half = float(t.ppf(0.975, num - 1) * np.std(values, ddof=1) / num**0.5) if num > 1 else float("nan")
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def _queried(config: SimulateConfig, strategy: str) -> QueryConfig:
+    names = {field: getattr(config, field) for field in AskConfig.__dataclass_fields__}
+    return QueryConfig(**names, num=config.num, strategy=strategy)
