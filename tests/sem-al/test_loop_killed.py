@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 
 from medseg_core.io import read_picture, write_picture
-from medseg_sem_al.index import build_index
-from medseg_sem_al.phantom import phantom
-from medseg_sem_al.settings import IndexConfig
 
 OPTIONS = "--width 2 --size 32 --num 2 --rounds 1 --epochs 2 --min-improvement 0 --poll 0.1 --device cpu --pseudo"
 COMMAND = [sys.executable, "-c", "from medseg_sem_al.cli import app; app()", "loop"]
@@ -24,17 +21,6 @@ STAGES = (
     "round_01/pseudo/last/*",
     "round_01/score.json",
 )
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """Nine pictures, and an index in which the masks of three are known."""
-    home = tmp_path_factory.mktemp("killed")
-    phantom(home / "all", num_images=9, num_labelled=9, size=64)
-    phantom(home / "data", num_images=9, num_labelled=3, size=64)
-    config = IndexConfig(group="image", split=(0.7, 0.3, 0.0))
-    build_index(home / "data", config).write(home / "index.json")
-    return home
 
 
 def answer(home, watch):
@@ -65,11 +51,11 @@ def outcome(watch):
 
 
 @pytest.mark.slow
-def test_killed_at_each_stage_it_ends_as_if_nothing_had_happened(home, tmp_path):
-    assert worked(home, tmp_path / "whole") == 0
+def test_killed_at_each_stage_it_ends_as_if_nothing_had_happened(nine, tmp_path):
+    assert worked(nine, tmp_path / "whole") == 0
     watch = tmp_path / "killed"
-    assert {worked(home, watch, stage) for stage in STAGES} == {-signal.SIGKILL}
-    assert worked(home, watch) == 0
+    assert {worked(nine, watch, stage) for stage in STAGES} == {-signal.SIGKILL}
+    assert worked(nine, watch) == 0
     (masks, history), (expected, told) = outcome(watch), outcome(tmp_path / "whole")
     assert history == told
     assert masks.keys() == expected.keys()

@@ -30,7 +30,7 @@ def filled(file, names, shape):
 
 def test_outlines_filled_one_after_the_other_are_the_mask(tmp_path):
     ids, names = grains(), ["carbon", "SE", "AM"]
-    assert write_outlines(ids, names, tmp_path / "a.zip") == 0
+    assert write_outlines(ids, names, tmp_path / "a.zip") == len(list(outlines.outlines(ids, 3)))
     assert np.array_equal(filled(tmp_path / "a.zip", names, ids.shape), ids)
 
 
@@ -44,12 +44,12 @@ def test_an_outline_is_named_after_its_class_and_drawn_around_its_pixels(tmp_pat
     assert (points.min(0).tolist(), points.max(0).tolist()) == ([3.0, 2.0], [6.0, 4.0])
 
 
-def test_the_smallest_outlines_are_left_out_and_counted(tmp_path, monkeypatch):
+def test_more_parts_than_imagej_can_list_are_counted_and_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(outlines, "MOST_OUTLINES", 2)
     ids = np.zeros((9, 9), np.uint8)
     ids[1, 1] = ids[5:8, 5:8] = 1
-    assert write_outlines(ids, ["rest", "pore"], tmp_path / "a.zip") == 1
-    assert [roi.name for roi in roiread(tmp_path / "a.zip")] == ["0001_rest", "0002_pore"]
+    assert write_outlines(ids, ["rest", "pore"], tmp_path / "a.zip") == 3
+    assert not (tmp_path / "a.zip").exists()
 
 
 def test_what_was_written_is_read(tmp_path):
@@ -91,10 +91,10 @@ def test_any_line_is_filled_as_rays_tell(tmp_path):
     assert np.array_equal(read_outlines(file, ["SE"], (30, 30)) == 0, (turns % 2 == 1).reshape(30, 30))
 
 
-@pytest.mark.parametrize(("name", "k"), [("SE", 1), ("0012_SE", 1), ("SE-1", 2), ("SE-2", 1), ("AM-1", 0)])
+@pytest.mark.parametrize(("name", "k"), [("SE", 1), ("0012_SE", 1), ("SE-1", 2), ("SE-2", 1), ("AM-1", 0), ("2_AM", 3)])
 def test_an_outline_is_of_the_class_that_it_names(tmp_path, name, k):
     file = drawn(tmp_path / "a.zip", polygon(name, (0, 0), (1, 0), (1, 1), (0, 1)))
-    assert read_outlines(file, ["AM", "SE", "SE-1"], (1, 1)).tolist() == [[k]]
+    assert read_outlines(file, ["AM", "SE", "SE-1", "2_AM"], (1, 1)).tolist() == [[k]]
 
 
 def test_an_outline_of_no_class_is_refused(tmp_path):
@@ -103,11 +103,50 @@ def test_an_outline_of_no_class_is_refused(tmp_path):
         read_outlines(file, ["AM", "SE"], (1, 1))
 
 
-def test_a_line_is_refused(tmp_path):
-    line = polygon("SE", (0, 0), (1, 0), (1, 1))
-    line.roitype = outlines.ROI_TYPE.POLYLINE
-    with pytest.raises(MedsegError, match="SE has no area"):
-        read_outlines(drawn(tmp_path / "a.zip", line), ["SE"], (1, 1))
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ({"roitype": outlines.ROI_TYPE.POLYLINE}, "has no area"),
+        ({"subtype": outlines.ROI_SUBTYPE.TEXT}, "has no area"),
+        ({"options": outlines.ROI_OPTIONS.SPLINE_FIT}, "is bent; choose Edit > Selection > Interpolate"),
+    ],
+)
+def test_what_imagej_fills_otherwise_is_refused(tmp_path, what, why):
+    roi = polygon("SE", (0, 0), (1, 0), (1, 1))
+    for name, value in what.items():
+        setattr(roi, name, value)
+    with pytest.raises(MedsegError, match=f"SE {why}"):
+        read_outlines(drawn(tmp_path / "a.zip", roi), ["SE"], (1, 1))
+
+
+def box(kind, **what):
+    return ImagejRoi(roitype=kind, name="SE", left=3, top=5, right=64, bottom=45, **what)
+
+
+def test_a_rounded_rectangle_is_refused(tmp_path):
+    file = drawn(tmp_path / "a.zip", box(outlines.ROI_TYPE.RECT, rounded_rect_arc_size=9))
+    with pytest.raises(MedsegError, match="SE is bent"):
+        read_outlines(file, ["SE"], (50, 70))
+
+
+def test_an_oval_is_an_ellipse(tmp_path):
+    y, x = np.mgrid[:50, :70] + 0.5
+    inside = ((x - 33.5) / 30.5) ** 2 + ((y - 25) / 20) ** 2 < 1
+    ids = read_outlines(drawn(tmp_path / "a.zip", box(outlines.ROI_TYPE.OVAL)), ["SE"], (50, 70))
+    assert np.array_equal(ids == 0, inside)
+
+
+def test_a_point_that_is_no_number_is_refused(tmp_path):
+    roi = polygon("SE", (0, 0), (1, 0), (1, 1))
+    roi.subpixel_coordinates[1, 0] = np.nan
+    with pytest.raises(MedsegError, match="SE is damaged"):
+        read_outlines(drawn(tmp_path / "a.zip", roi), ["SE"], (1, 1))
+
+
+def test_a_single_outline_whose_class_imagej_dropped_is_refused(tmp_path):
+    (tmp_path / "a.roi").write_bytes(polygon("a", (0, 0), (1, 0), (1, 1)).tobytes())
+    with pytest.raises(MedsegError, match="without the name of its class"):
+        read_outlines(tmp_path / "a.roi", ["SE"], (1, 1))
 
 
 @pytest.mark.parametrize("content", [b"Iout" + b"\1" * 70, b"half"])

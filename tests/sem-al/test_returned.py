@@ -160,9 +160,20 @@ def test_a_file_that_is_saved_again_is_told_again(tmp_path):
     assert (inbox.settled(), inbox.settled()) == ({}, {"a": [file]})
 
 
+def test_a_file_that_was_away_is_told_again(tmp_path):
+    inbox, file = Inbox(tmp_path), tmp_path / "a.png"
+    file.write_bytes(b"1")
+    inbox.settled(), inbox.settled()
+    file.rename(tmp_path / "elsewhere")
+    inbox.settled()
+    (tmp_path / "elsewhere").rename(file)
+    assert (inbox.settled(), inbox.settled()) == ({}, {"a": [file]})
+
+
 def test_what_programs_leave_lying_about_is_not_looked_at(tmp_path):
     inbox = Inbox(tmp_path)
     for name in (".a.png", "~a.png", "a.png.part", "notes.txt", "empty.png"):
         (tmp_path / name).write_bytes(b"" if name == "empty.png" else b"1")
+    (tmp_path / "a.zip").mkdir()
     inbox.settled()
     assert inbox.settled() == {}

@@ -92,7 +92,7 @@ class RunFolder:
         Of several processes the first holds the folder for all. Blocks of one object may lie in each other.
 
         Raises:
-            MedsegError: another process trains here.
+            MedsegError: another process trains here, or the folder cannot be written.
         """
         file, key = self.path / LOCK, self.path.resolve()
         if place()[0] or _held.get(key) is self:
@@ -101,7 +101,12 @@ class RunFolder:
         if key in _held:
             raise MedsegError(_held_by(self.path))
         # not flock: the workers of a killed process would inherit it and outlive their parent by seconds
-        with file.open("a+", encoding="utf-8") as own:
+        _make(self.path)
+        try:
+            opened = file.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise MedsegError(f"cannot write {file}: {error.strerror}") from None
+        with opened as own:
             for again in range(LOCK_TRIES):
                 if _lock(own.fileno(), fcntl.LOCK_EX):
                     break

@@ -20,14 +20,28 @@ names = getFileList(home + "images");
 saved = 0;
 for (i = 0; i < names.length; i++) {
     name = substring(names[i], 0, lastIndexOf(names[i], "."));
-    base = home + "labels" + sep + name;
-    missing = (!File.exists(base + ".tif") && !File.exists(base + ".png") && !File.exists(base + ".zip"));
-    if (missing || indexOf(refused, "\"" + name + "\":") >= 0) {
-        correct(names[i], name, base + ".tif");
+    place = answered(name);
+    again = indexOf(refused, "\"" + name + "\":") >= 0;
+    if (place == "" && File.exists(home + "proposals" + sep + name + ".tif")) {
+        correct(names[i], name, home + "proposals" + sep + name + ".tif", home + "labels" + sep + name + ".tif");
         saved++;
-    }
+    } else if (again && (endsWith(place, ".tif") || endsWith(place, ".png"))) {
+        correct(names[i], name, place, place);
+        saved++;
+    } else if (again)
+        print(place + " was refused, and this macro cannot open it: see refused.json");
 }
 showMessage("Masks", "" + saved + " saved; no more are awaited in\n" + home);
+
+// What somebody saved of a picture, or "".
+function answered(name) {
+    all = getFileList(home + "labels");
+    for (k = 0; k < all.length; k++) {
+        if (startsWith(all[k], name + ".") && lastIndexOf(all[k], ".") == lengthOf(name))
+            return home + "labels" + sep + all[k];
+    }
+    return "";
+}
 
 // The last round that has asked, with a separator behind it.
 function newest() {
@@ -48,28 +62,28 @@ function newest() {
     return found;
 }
 
-// One mask, by hand.
-function correct(file, name, place) {
+// One mask, by hand: from a file, into a file.
+function correct(picture, name, from, place) {
     open(watch + sep + "palette.png");
     palette = getImageID();
     setLocation(10, 200);
-    open(home + "images" + sep + file);
-    rename("micrograph of " + name);
+    open(home + "images" + sep + picture);
+    rename("micrograph");
     micrograph = getImageID();
     setLocation(screenWidth / 2, 200);
-    if (File.exists(place))
-        open(place);
-    else
-        open(home + "proposals" + sep + name + ".tif");
+    open(from);
+    rename("mask");
     mask = getImageID();
     setLocation(270, 200);
-    rename("mask of " + name);
-    run("Add Image...", "image=[micrograph of " + name + "] x=0 y=0 opacity=" + OPACITY);
-    waitForUser("Mask of " + name, "Correct the mask. OK saves it, and opens the next.");
+    run("Add Image...", "image=micrograph x=0 y=0 opacity=" + OPACITY);
+    waitForUser("Mask of " + name, "Correct the mask of " + name + ".\nOK saves it, and opens the next.");
     selectImage(mask);
     run("Remove Overlay");
     run("Select None");
-    saveAs("Tiff", place);
+    if (endsWith(place, ".png"))
+        saveAs("PNG", place);
+    else
+        saveAs("Tiff", place);
     close();
     selectImage(micrograph);
     close();

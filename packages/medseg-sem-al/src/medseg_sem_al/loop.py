@@ -39,7 +39,7 @@ from medseg_sem_al.pseudo import pseudo
 from medseg_sem_al.query import POOL, SELECTION, lay_out, written
 from medseg_sem_al.query import ask as choose_of
 from medseg_sem_al.relabel import relabelled
-from medseg_sem_al.returned import Inbox, back_up, check, is_outlines, merged, read_back
+from medseg_sem_al.returned import Inbox, back_up, check, merged, read_back
 from medseg_sem_al.rounds import REFUSED, SCORE, TAKEN, asked, home_of, homes, noted, scores
 from medseg_sem_al.serve import served
 from medseg_sem_al.settings import LoopConfig, PseudoConfig, QueryConfig, SegConfig
@@ -83,16 +83,18 @@ def loop(
     plan_of(config)  # refuses it before the work
     if len(index.classes.names) < 2:
         raise MedsegError(f"{index_file} knows no two classes; index with --colors FILE, which names them")
-    if watch.is_dir() and any(watch.iterdir()) and not (watch / SETTINGS).is_file():
+    others = [file for file in watch.glob("*") if not file.name.startswith(".")]
+    if others and not (watch / SETTINGS).is_file():
         raise MedsegError(f"{watch} is not empty and holds no loop; choose another --watch")
-    write_guide(watch, index.classes)
-    with RunFolder(watch).held(), served(index, watch, port=port) if page else nullcontext() as address:
+    with RunFolder(watch).held():
         _begin(watch, index_file, index, config)
-        if address:
-            log.info("Correct masks at %s", address)
-        rounds = Rounds(index, watch, config, init)
-        while rounds.step(wait=wait):
-            pass
+        write_guide(watch, index.classes)
+        with served(index, watch, port=port) if page else nullcontext() as address:
+            if address:
+                log.info("Correct masks at %s", address)
+            rounds = Rounds(index, watch, config, init)
+            while rounds.step(wait=wait):
+                pass
     return status(watch)
 
 
@@ -231,12 +233,13 @@ class Rounds:
                 taken[name] = {"dropped": "its picture was deleted"}
         inbox = self.inboxes.setdefault(home, Inbox(home / "labels"))
         for name, files in inbox.settled().items():
-            digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-            if taken.get(name, {}).get("sha256") == digest:
-                continue
             try:
+                digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+                if taken.get(name, {}).get("sha256") == digest:
+                    refused.pop(name, None)
+                    continue
                 ids, odd = self._read(cases, wanted, name, files, home)
-            except MedsegError as error:
+            except (MedsegError, OSError) as error:
                 log.error("%s: %s", name, error)
                 refused[name] = str(error)
                 continue
@@ -247,7 +250,7 @@ class Rounds:
             write_text(home / TAKEN, json.dumps(taken, indent=1) + "\n")
         for name, old, new in ((TAKEN, before[0], taken), (REFUSED, before[1], refused)):
             if new != old:
-                write_text(home / name, json.dumps(new, indent=1) + "\n")
+                write_text(home / name, json.dumps(new, indent=1, ensure_ascii=False) + "\n")
         return [name for name in wanted if name not in taken]
 
     def _read(
@@ -269,9 +272,8 @@ class Rounds:
             raise MedsegError(f"{' and '.join(file.name for file in files)} claim one picture; keep one of them")
         classes, notes, boxes = self.given.classes, cases[name].notes, wanted[name]
         ids = read_back(files[0], notes["size"], self.colours, classes, boxes, banner=notes["banner"])
-        file, proposal = home / "proposals" / f"{name}{'.zip' if is_outlines(files[0]) else '.png'}", None
-        if file.is_file() and file not in changed(home):
-            proposal = read_back(file, notes["size"], self.colours, classes, boxes)
+        file = home / "proposals" / f"{name}.png"
+        proposal = read_picture(file).pixels if file.is_file() and file not in changed(home) else None
         return ids, check(ids, proposal, boxes, classes.names, unedited=self.config.accept_unedited)
 
     def _keep(self, name: str, ids: np.ndarray, boxes: Sequence[Sequence[int]]) -> None:

@@ -11,35 +11,36 @@ from pathlib import Path
 
 import numpy as np
 from contourpy import contour_generator
-from roifile import ROI_TYPE, ImagejRoi, roiread
+from roifile import ROI_OPTIONS, ROI_SUBTYPE, ROI_TYPE, ImagejRoi, roiread
 
 from medseg_core.errors import MedsegError
 from medseg_core.io import replacing
 from medseg_sem_al.colours import UNSEEN
 
-MOST_OUTLINES = 2000  # the largest; ImageJ's list gets slow
+MOST_OUTLINES = 2000  # above that ImageJ's list gets slow
 AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.RECT, ROI_TYPE.OVAL, ROI_TYPE.FREEHAND, ROI_TYPE.TRACED)
 
 
 def write_outlines(ids: np.ndarray, names: Sequence[str], path: Path) -> int:
     """An ImageJ ROI zip: each connected part of a class by its outer border, the largest first.
 
-    Filled one after the other they are the mask again, but for what lies inside of smaller parts.
+    Filled one after the other they are the mask again. There is no zip where they are more than 2000.
 
     Returns:
-        How many parts were left out, the smallest, as ImageJ gets slow above 2000.
+        How many parts there are.
     """
     found = sorted(outlines(ids, len(names)), key=lambda one: -one[0])
-    kept = found[:MOST_OUTLINES]
+    if len(found) > MOST_OUTLINES:
+        return len(found)
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        for number, (_, k, points_P2) in enumerate(kept):
-            roi = ImagejRoi.frompoints(points_P2.astype(np.float32), name=f"{number + 1:04d}_{names[k]}")
-            entry = zipfile.ZipInfo(f"{number + 1:04d}_{names[k]}.roi", (1980, 1, 1, 0, 0, 0))
+        for number, (_, k, points_P2) in enumerate(found, 1):
+            roi = ImagejRoi.frompoints(points_P2.astype(np.float32), name=f"{number:04d}_{names[k]}")
+            entry = zipfile.ZipInfo(f"{number:04d}_{names[k]}.roi", (1980, 1, 1, 0, 0, 0))
             archive.writestr(entry, roi.tobytes())
     with replacing(path) as beside:
         beside.write_bytes(content.getvalue())
-    return len(found) - len(kept)
+    return len(found)
 
 
 def outlines(ids: np.ndarray, num_classes: int) -> Iterator[tuple[float, int, np.ndarray]]:
@@ -62,29 +63,59 @@ def read_outlines(path: Path, names: Sequence[str], size: Sequence[int]) -> np.n
         size: H and W.
 
     Raises:
-        MedsegError: unreadable, or with an outline that has no area or names no class.
+        MedsegError: unreadable, or with an outline that has no area, that names no class, or that ImageJ bends.
     """
+    if path.suffix.lower() != ".zip":
+        said = f"{path.name} is an outline without the name of its class, as ImageJ saves a single one"
+        raise MedsegError(f"{said}; save two or more as a zip, or correct the picture")
     try:
         found = roiread(path)
-    except Exception as error:  # of a broken file the readers raise whatever they meet
+    except Exception as error:  # of a broken file the reader raises whatever it meets
         said = f"{path.name} is no list of outlines ({error})"
         raise MedsegError(f"{said}; save it in the ROI manager by More > Save") from None
-    ids, known = np.full(tuple(size), UNSEEN, np.uint8), "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    ids = np.full(tuple(size), UNSEEN, np.uint8)
     for roi in found:
-        name = re.fullmatch(rf"(?:\d+_)?({known})(?:-\d+)?", roi.name)
-        if name is None:
-            said = f"{path.name}: the outline {roi.name} names no class"
-            raise MedsegError(f"{said}; rename it in the ROI manager to one of {', '.join(names)}")
-        if roi.roitype not in AREAS:
-            raise MedsegError(f"{path.name}: {roi.name} has no area; draw around what is meant, or remove it")
-        _fill(ids, roi.coordinates(multi=True), names.index(name[1]))
+        try:
+            _fill(ids, _lines(roi), names.index(_named(roi.name, names)))
+        except Exception as error:
+            said = f"{path.name}: the outline {roi.name or 'without a name'} {error}"
+            raise MedsegError(said) from None
     return ids
+
+
+def _named(name: str, names: Sequence[str]) -> str:
+    """The class that an outline is of."""
+    bare = re.sub(r"^\d+_", "", name)
+    found = next((one for one in (name, bare, re.sub(r"-\d+$", "", bare)) if one in names), None)
+    if found is None:
+        raise ValueError(f"names no class; rename it in the ROI manager to one of {', '.join(names)}")
+    return found
+
+
+def _lines(roi: ImagejRoi) -> list[np.ndarray]:
+    """Closed lines around what ImageJ fills, (P, 2) each."""
+    if roi.roitype not in AREAS or roi.subtype in (ROI_SUBTYPE.TEXT, ROI_SUBTYPE.IMAGE):
+        raise ValueError("has no area; draw around what is meant, or remove it")
+    bent = "is bent; choose Edit > Selection > Interpolate, and Update it"
+    if roi.options & ROI_OPTIONS.SPLINE_FIT or (roi.roitype == ROI_TYPE.RECT and roi.rounded_rect_arc_size):
+        raise ValueError(bent)
+    if roi.roitype == ROI_TYPE.OVAL:
+        half_2 = np.array([roi.right - roi.left, roi.bottom - roi.top]) / 2
+        turn_P = np.linspace(0, 2 * np.pi, 8 * int(half_2.sum() + 1), endpoint=False)
+        return [np.array([roi.left, roi.top]) + half_2 * (1 + np.stack([np.cos(turn_P), np.sin(turn_P)], 1))]
+    try:
+        return roi.coordinates(multi=True)
+    except NotImplementedError:  # curves of a composite
+        raise ValueError(bent) from None
 
 
 def _fill(ids: np.ndarray, lines: Sequence[np.ndarray], value: int) -> None:
     """Pixels whose centre lies within an odd number of closed lines get the value, as in ImageJ."""
     height, width = ids.shape
+    lines = [points_P2.astype(np.float64) for points_P2 in lines]
     starts_P2, ends_P2 = np.concatenate(lines), np.concatenate([np.roll(points_P2, -1, 0) for points_P2 in lines])
+    if not np.isfinite(starts_P2).all():
+        raise ValueError("is damaged; remove it, and draw it anew")
     ends = np.sort([starts_P2[:, 1], ends_P2[:, 1]], 0)
     first_P, last_P = np.clip(np.ceil(ends - 0.5), 0, height).astype(int)  # rows whose centres an edge passes
     counts_P = last_P - first_P

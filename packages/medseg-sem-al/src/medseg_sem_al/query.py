@@ -32,7 +32,7 @@ from medseg_core.volume import Picture
 from medseg_sem_al.colours import UNSEEN
 from medseg_sem_al.committee import Committee
 from medseg_sem_al.index import Index, read_index
-from medseg_sem_al.outlines import write_outlines
+from medseg_sem_al.outlines import MOST_OUTLINES, write_outlines
 from medseg_sem_al.panels import overlaid
 from medseg_sem_al.parts import Box, within
 from medseg_sem_al.pool import Pool, check_pool, maps_of, score_pool
@@ -152,10 +152,9 @@ def _propose(
     mask = np.where(within([one.box for one in mine], ids.shape), ids, np.uint8(UNSEEN))
     for suffix in (".png", ".tif"):
         write_indexed(mask, committee.colours, out / "proposals" / f"{case.id}{suffix}")
-    if left_out := write_outlines(mask, committee.names, out / "proposals" / f"{case.id}.zip"):
-        log.warning(
-            "%s: its %d smallest outlines are not in the ROI zip; correct the picture itself", case.id, left_out
-        )
+    num = write_outlines(mask, committee.names, out / "proposals" / f"{case.id}.zip")
+    if num > MOST_OUTLINES:
+        log.warning("%s: %d parts are too many for a ROI zip; correct the picture", case.id, num)
     coloured = np.rint(255 * colormaps["inferno"](np.clip(heat, 0, 1))[..., :3]).astype(np.uint8)
     write_picture(Picture(coloured), out / "heat" / f"{case.id}.png")
     return overlaid(stack[len(stack) // 2], ids, committee.colours), coloured

@@ -41,7 +41,7 @@ class Inbox:
             found.setdefault(name_of(file), []).append((file, about))
         whole = {name: files for name, files in found.items() if all(before.get(f) == about for f, about in files)}
         new = {name: files for name, files in whole.items() if self.told.get(name) != files}
-        self.told |= new
+        self.told = {name: files for name, files in self.told.items() if name in found} | new
         return {name: [file for file, _ in files] for name, files in new.items()}
 
     def _looked(self) -> Iterator[tuple[Path, tuple[int, int]]]:
@@ -55,7 +55,8 @@ class Inbox:
 def saved(folder: Path) -> list[Path]:
     """Pictures and zips of outlines in a folder, if it is there; what programs hide is none."""
     found = sorted(folder.glob("*")) if folder.is_dir() else []
-    return [f for f in found if (is_picture(f) or is_outlines(f)) and not f.name.startswith((".", "~"))]
+    known = [file for file in found if is_picture(file) or is_outlines(file)]
+    return [file for file in known if file.is_file() and not file.name.startswith((".", "~"))]
 
 
 def name_of(file: Path) -> str:
@@ -64,8 +65,8 @@ def name_of(file: Path) -> str:
 
 
 def is_outlines(file: Path) -> bool:
-    """Whether a mask is a zip of ImageJ's."""
-    return file.suffix.lower() == ".zip"
+    """Whether a mask has been saved by ImageJ's ROI manager."""
+    return file.suffix.lower() in (".zip", ".roi")
 
 
 def read_back(
