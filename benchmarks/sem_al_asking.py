@@ -5,18 +5,19 @@
     python benchmarks/sem_al_asking.py --out asking_long --part ebc     # a part; two of them at once use two cores
     python benchmarks/sem_al_asking.py --out small --protocol small     # does it run at all?
 
-The protocols, each fixed before its first run. A draw tests a third of the specimens and hides the labels of the others. Parts of 128 x 128 pixels are asked for: 14 at random at the start, for all
-strategies of a draw alike, and then 56 more, which is about half of all labels. A round trains on from the network of
-the one before, with windows and settings as in `sem_al.py`, but 64 windows an epoch for ebc at half its resolution.
-`all` learns from every label as long as all rounds together.
+The protocols, each fixed before its first run. A draw tests a third of the specimens and hides the labels of the
+others. Parts of 128 x 128 pixels are asked for: 14 at random at the start, for all strategies of a draw alike, and then
+56 more, which is about half of all labels. A round trains on from the network of the one before, with windows and
+settings as in `sem_al.py`, but 64 windows an epoch for ebc at half its resolution. `all` learns from every label as
+long as all rounds together.
 
 short  four rounds of 14 parts and two epochs. `combined` with the defaults of `query`, `clasp` and `entropy`, beside
        `class-random`, the baseline that must be beaten, and `random`. Five draws of super, three of ebc (five at first;
        cut by the clock before any score was looked at).
 long   fixed when the results of `short` were known: its networks are far from what the labels can teach (super, all of
        them: 0.68, where `sem_al.py` reaches 0.85), and three draws say little. Four draws of each, two rounds of 28
-       parts, ten epochs (super) or six (ebc), and no more than `combined`, `entropy` and `class-random`, so that it ends
-       within two hours of two cores too.
+       parts, ten epochs (super) or six (ebc), and no more than `combined`, `entropy` and `class-random`, so that it
+       ends within two hours of two cores too.
 
 The measure of a strategy is the mean of its curve over the rounds, mean IoU of all tested pictures together, less that
 of class-random in the same draw; intervals over the draws are Student's t. A strategy has reached `all` where the mean
