@@ -227,8 +227,7 @@ def _lock(descriptor: int, kind: int) -> bool:
 
 
 def _held_by(path: Path) -> str:
-    ours = path.resolve() in _held
-    who = _myself() if ours else (path / LOCK).read_text(encoding="utf-8", errors="replace")
+    who = _myself() if path.resolve() in _held else (path / LOCK).read_text(encoding="utf-8", errors="replace")
     return f"{path}: {who or 'another process'} is at work here; wait for its end, or choose another folder"
 
 
@@ -246,7 +245,6 @@ def _opened(path: Path, config: Any, *, resume: bool | str | Path, overwrite: bo
         raise MedsegError(f"{path} is a file; choose another folder for the run")
     if overwrite and path.exists():
         _remove(path)
-    last = path / "last" / "state.safetensors"
     start = _start(path, resume)
     if start and not resume:
         raise MedsegError(f"{path} holds a run; add --resume to go on with it, or --overwrite to replace it")
@@ -256,7 +254,7 @@ def _opened(path: Path, config: Any, *, resume: bool | str | Path, overwrite: bo
     if start:
         _refuse_other_settings(path, config)
     if origin and origin != path.resolve():
-        if last.is_file():
+        if (path / "last" / "state.safetensors").is_file():
             raise MedsegError(f"{path} holds a run, and {start} is of another one; choose another --out")
         _refuse_other_settings(origin, config)
         _take_logs(origin, path)
@@ -327,15 +325,13 @@ def _holds_run(path: Path) -> bool:
 
 
 def _refuse_other_settings(path: Path, config: Any) -> None:
-    file = path / SETTINGS
-    before = read_json(file) if file.is_file() else {}
+    before = read_json(path / SETTINGS) if (path / SETTINGS).is_file() else {}
     now = as_dict(config)
     exact = {f.name for f in dataclasses.fields(config) if f.metadata.get("exact", True)}
     for name in sorted(exact & before.keys()):
         if before[name] != now[name]:
-            raise MedsegError(
-                f"{path} was begun with {name} {before[name]}, not {now[name]}; use the same, or another --out"
-            )
+            said = f"{path} was begun with {name} {before[name]}, not {now[name]}"
+            raise MedsegError(f"{said}; use the same, or another --out")
 
 
 def _spare(path: Path, inputs: Sequence[Path | None]) -> None:
