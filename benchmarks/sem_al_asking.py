@@ -2,7 +2,8 @@
 
     python benchmarks/sem_al_asking.py --out asking --protocol short    # hours of two cores; goes on where it was
     python benchmarks/sem_al_asking.py --out asking_long                # the same
-    python benchmarks/sem_al_asking.py --out asking_long --part ebc     # a part; two of them at once use two cores
+    python benchmarks/sem_al_asking.py --out asking_long --part ebc     # a part; two at once use two cores, and
+                                                                        # without --part it then joins them
     python benchmarks/sem_al_asking.py --out small --protocol small     # does it run at all?
 
 The protocols, each fixed before its first run. A draw tests a third of the specimens and hides the labels of the

@@ -277,3 +277,9 @@ def test_two_processes_of_torchrun_open_one_folder_and_share_its_errors(tmp_path
     assert one["refused"].startswith(f"{name} holds a run; add --resume")
     assert one["on"] == [name, f"{name}/last/state.safetensors"]
     assert json.loads((only / "run.json").read_text())["processes"] == 2
+
+
+def test_a_folder_that_cannot_be_locked_says_so(tmp_path):
+    (tmp_path / "run" / ".lock").mkdir(parents=True)
+    with pytest.raises(MedsegError, match=r"cannot write .*\.lock: Is a directory"), RunFolder(tmp_path / "run").held():
+        pass

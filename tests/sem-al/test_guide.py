@@ -14,10 +14,3 @@ def test_the_palette_has_the_exact_colours_of_the_classes_one_below_the_other(tm
     found = [column.index(colour) for colour in ((16, 32, 48), (0, 255, 255))]
     assert found == sorted(found)
     assert column[-12] == (255, 255, 255)  # of what has no label
-
-
-def test_the_macro_saves_where_the_guide_says(tmp_path):
-    write_guide(tmp_path, CLASSES)
-    assert "`labels/X.tif`" in (tmp_path / "ANNOTATING.md").read_text(encoding="utf-8")
-    macro = (tmp_path / "annotate.ijm").read_text(encoding="utf-8")
-    assert 'home + "labels" + sep + name + ".tif");' in macro

@@ -87,12 +87,12 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """This process trains here until the block ends; the system itself lets go for a process that was killed.
+        """This process works here until the block ends; the system itself lets go for a process that was killed.
 
         Of several processes the first holds the folder for all. Blocks of one object may lie in each other.
 
         Raises:
-            MedsegError: another process trains here, or the folder cannot be written.
+            MedsegError: another process is at work here, or the folder cannot be written.
         """
         file, key = self.path / LOCK, self.path.resolve()
         if place()[0] or _held.get(key) is self:
@@ -100,12 +100,12 @@ class RunFolder:
             return
         if key in _held:
             raise MedsegError(_held_by(self.path))
-        # not flock: the workers of a killed process would inherit it and outlive their parent by seconds
         _make(self.path)
         try:
             opened = file.open("a+", encoding="utf-8")
         except OSError as error:
             raise MedsegError(f"cannot write {file}: {error.strerror}") from None
+        # not flock: the workers of a killed process would inherit it and outlive their parent by seconds
         with opened as own:
             for again in range(LOCK_TRIES):
                 if _lock(own.fileno(), fcntl.LOCK_EX):

@@ -24,7 +24,8 @@ AREAS = (ROI_TYPE.POLYGON, ROI_TYPE.RECT, ROI_TYPE.OVAL, ROI_TYPE.FREEHAND, ROI_
 def write_outlines(ids: np.ndarray, names: Sequence[str], path: Path) -> int:
     """An ImageJ ROI zip: each connected part of a class by its outer border, the largest first.
 
-    Filled one after the other they are the mask again. There is no zip where they are more than 2000.
+    Filled one after the other they are the mask again, but for what has no label and lies inside of a part. There is no
+    zip of more than 2000.
 
     Returns:
         How many parts there are.
