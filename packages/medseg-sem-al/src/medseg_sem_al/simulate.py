@@ -234,7 +234,7 @@ def told(found: Mapping[str, Any]) -> str:
 
 def plotted(found: Mapping[str, Sequence[Sequence[Point]]]) -> Figure:
     """A line for each strategy through its mean, its interval behind it; dashed what all labels reach."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.2), layout="constrained")
     axes = figure.subplots()
     for number, (name, runs) in enumerate(found.items()):
         rows = [spread(np.array([points[n].miou for points in runs])) for n in range(len(runs[0]))]
@@ -244,10 +244,10 @@ def plotted(found: Mapping[str, Sequence[Sequence[Point]]]) -> Figure:
             continue
         shares = [100 * np.mean([points[n].share for points in runs]) for n in range(len(runs[0]))]
         axes.plot(shares, means, marker="o", ms=3, color=f"C{number}", label=name)
-        axes.fill_between(shares, np.clip(lows, 0, 1), np.clip(highs, 0, 1), color=f"C{number}", alpha=0.12, lw=0)
+        axes.fill_between(shares, np.clip(lows, 0, 1), np.clip(highs, 0, 1), color=f"C{number}", alpha=0.07, lw=0)
     axes.set_xlabel("labelled pixels, %")
     axes.set_ylabel("mean IoU on the test part")
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     figures.plain(axes)
     return figure
 
